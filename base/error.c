@@ -62,6 +62,6 @@ int fq_fail_in(struct fq_error *err, const char *format, ...) {
     vsnprintf(context, sizeof context, format, args);
     va_end(args);
     memcpy(inner, err->message, sizeof inner);
-    fq_fail(err, (enum fq_status)-err->status, "%s: %s", context, inner);
+    fq_fail(err, (enum fq_status) - err->status, "%s: %s", context, inner);
     return err->status;
 }

@@ -64,8 +64,8 @@ size_t fq_dtype_size(int dtype) {
 }
 
 static const char *const activations[FQ_ACTIVATION_COUNT] = {
-    [FQ_ACTIVATION_NONE] = "none",           [FQ_ACTIVATION_RELU] = "relu",
-    [FQ_ACTIVATION_GELU] = "gelu",           [FQ_ACTIVATION_GELU_TANH] = "gelu_tanh",
+    [FQ_ACTIVATION_NONE] = "none", [FQ_ACTIVATION_RELU] = "relu",
+    [FQ_ACTIVATION_GELU] = "gelu", [FQ_ACTIVATION_GELU_TANH] = "gelu_tanh",
     [FQ_ACTIVATION_SILU] = "silu",
 };
 

@@ -74,6 +74,33 @@ struct fq_event {
     struct fq_backend *backend;
 };
 
+/* What fq_weights_info answers for a matrix that takes `bytes` when prepacked. */
+static inline struct fq_weights_info fq_matrix_info(const struct fq_matrix *matrix,
+                                                    uint64_t bytes) {
+    return (struct fq_weights_info){
+        .n = matrix->n,
+        .k = matrix->k,
+        .group = matrix->group,
+        .bits = matrix->bits,
+        .scale_type = matrix->scale_type,
+        .symmetric = !matrix->zeros,
+        .bytes = bytes,
+    };
+}
+
+/* Row m of X and of Y, however the rows are given. */
+static inline const void *fq_gemm_x_row(const struct fq_gemm *gemm, int64_t m) {
+    if (gemm->x_rows)
+        return gemm->x_rows[m];
+    return (const char *)gemm->x + m * gemm->x_stride * (int64_t)fq_dtype_size(gemm->type);
+}
+
+static inline void *fq_gemm_y_row(const struct fq_gemm *gemm, int64_t m) {
+    if (gemm->y_rows)
+        return gemm->y_rows[m];
+    return (char *)gemm->y + m * gemm->y_stride * (int64_t)fq_dtype_size(gemm->type);
+}
+
 extern const struct fq_backend_ops fq_reference_ops;
 extern const struct fq_backend_ops fq_cpu_ops;
 extern const struct fq_backend_ops fq_cuda_ops; /* only with HAVE_CUDA */

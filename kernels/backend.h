@@ -69,8 +69,10 @@ int fq_backend_info(struct fq_backend *backend, struct fq_device_info *info, str
 /* ---- Memory ------------------------------------------------------------------------------ */
 
 enum fq_memory_kind {
-    FQ_MEMORY_HOST = 0,   /* a sealed memfd, mapped here; page-locked for the device if there is one */
-    FQ_MEMORY_DEVICE = 1, /* device memory of its own allocation, so that exporting it shares no other */
+    FQ_MEMORY_HOST =
+        0, /* a sealed memfd, mapped here; page-locked for the device if there is one */
+    FQ_MEMORY_DEVICE =
+        1, /* device memory of its own allocation, so that exporting it shares no other */
 };
 
 #define FQ_IPC_HANDLE_BYTES 64
@@ -159,8 +161,8 @@ struct fq_gemm {
     /* Rows of X and Y, either by base and stride or, for m ≤ FQ_DECODE_ROWS, by a pointer each.
      * Addresses as from fq_memory_address, aligned to the element.  The pointer arrays are host
      * memory, read before fq_gemm returns.  Y may not overlap X, W or another row of Y. */
-    const void *x; /* [m][x_stride], the first k of each row used */
-    void *y;       /* [m][y_stride], the first n of each row written, nothing else */
+    const void *x;              /* [m][x_stride], the first k of each row used */
+    void *y;                    /* [m][y_stride], the first n of each row written, nothing else */
     int64_t x_stride, y_stride; /* in elements; ≥ k and ≥ n */
     const void *const *x_rows;  /* [m], or NULL; both or neither */
     void *const *y_rows;        /* [m], or NULL */

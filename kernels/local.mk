@@ -1,1 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
+# libfqkernels: the interface, and behind it one library an instruction set.
+noinst_LTLIBRARIES += libfqkernels.la libfqcpu_generic.la
+libfqkernels_la_SOURCES = kernels/backend.c kernels/backend.h kernels/backend-impl.h \
+	kernels/matrix.c kernels/matrix.h kernels/host.c kernels/reference/reference.c \
+	kernels/cpu/cpu.c kernels/cpu/cpu.h kernels/cpu/pack.c kernels/cpu/epilogue.c
+libfqkernels_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
+libfqkernels_la_LIBADD = libfqbase.la libfqcpu_generic.la
+libfqcpu_generic_la_SOURCES = kernels/cpu/kernels.c
+libfqcpu_generic_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=generic
+libfqcpu_generic_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -Wno-psabi
+if CPU_X86
+noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx512.la
+libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx512.la
+libfqcpu_avx2_la_SOURCES = kernels/cpu/kernels.c
+libfqcpu_avx2_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx2
+libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -mavx2 -mfma -mf16c
+libfqcpu_avx512_la_SOURCES = kernels/cpu/kernels.c
+libfqcpu_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx512
+libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -mavx512f -mavx512bw \
+	-mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
+endif
+# What a program that uses the kernels links.
+KERNEL_LIBS = libfqkernels.la $(OPENMP_CFLAGS)

@@ -17,7 +17,8 @@
 
 #include <stdbool.h>
 
-#define FQ_MATRIX_DIM_MAX ((int64_t)1 << 24) /* N and K; keeps every product of sizes in 63 bits */
+#define FQ_MATRIX_DIM_MAX ((int64_t)1 << 24) /* N and K; keeps every product of sizes in 63 bits   \
+                                              */
 #define FQ_GROUP_MIN 16
 
 struct fq_matrix {

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What backends that compute on the host have in common: sealed memfds as
+ * shareable memory, streams and events that are always reached (a GEMM has
+ * ended when its call returns), and what the machine says of itself.
+ */
+#include "backend-impl.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SEALS (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
+
+static int map(struct fq_memory *memory, int fd, uint64_t bytes, struct fq_error *err) {
+    void *host = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    if (host == MAP_FAILED)
+        return fq_fail_errno(err, "mapping %llu bytes of shared memory", (unsigned long long)bytes);
+    memory->kind = FQ_MEMORY_HOST;
+    memory->bytes = bytes;
+    memory->host = host;
+    memory->address = host;
+    memory->fd = fd;
+    return 0;
+}
+
+int fq_host_memory_init(struct fq_memory *memory, uint64_t bytes, struct fq_error *err) {
+    int status;
+    int fd = memfd_create("finequant-buffer", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    if (fd < 0)
+        return fq_fail_errno(err, "making a memfd");
+    if (ftruncate(fd, (off_t)bytes) != 0) {
+        status = fq_fail_errno(err, "sizing a memfd to %llu bytes", (unsigned long long)bytes);
+        goto close_fd;
+    }
+    if (fcntl(fd, F_ADD_SEALS, SEALS) != 0) {
+        status = fq_fail_errno(err, "sealing a memfd");
+        goto close_fd;
+    }
+    status = map(memory, fd, bytes, err);
+    if (status == 0)
+        return 0;
+close_fd:
+    close(fd);
+    return status;
+}
+
+int fq_host_memory_init_from_fd(struct fq_memory *memory, int fd, uint64_t bytes,
+                                struct fq_error *err) {
+    struct stat stat;
+    int status;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+    if (own < 0)
+        return fq_fail_errno(err, "duplicating file descriptor %d", fd);
+    int seals = fcntl(own, F_GET_SEALS);
+    if (seals < 0 || !(seals & F_SEAL_SHRINK)) {
+        status = fq_fail(err, FQ_INVALID, "the descriptor is no memfd sealed against shrinking");
+        goto close_fd;
+    }
+    if (fstat(own, &stat) != 0 || (uint64_t)stat.st_size < bytes) {
+        status = fq_fail(err, FQ_INVALID, "the memfd is shorter than %llu bytes",
+                         (unsigned long long)bytes);
+        goto close_fd;
+    }
+    status = map(memory, own, bytes, err);
+    if (status == 0)
+        return 0;
+close_fd:
+    close(own);
+    return status;
+}
+
+void fq_host_memory_fini(struct fq_memory *memory) {
+    munmap(memory->host, memory->bytes);
+    close(memory->fd);
+}
+
+int fq_host_memory_new(struct fq_backend *backend, enum fq_memory_kind kind, uint64_t bytes,
+                       struct fq_memory **out, struct fq_error *err) {
+    if (kind != FQ_MEMORY_HOST)
+        return fq_fail(err, FQ_UNSUPPORTED, "the %s backend has no device memory",
+                       backend->ops->name);
+    struct fq_memory *memory = calloc(1, sizeof *memory);
+    if (!memory)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory");
+    int status = fq_host_memory_init(memory, bytes, err);
+    if (status) {
+        free(memory);
+        return status;
+    }
+    memory->backend = backend;
+    *out = memory;
+    return 0;
+}
+
+int fq_host_memory_import(struct fq_backend *backend, const struct fq_memory_handle *handle,
+                          struct fq_memory **out, struct fq_error *err) {
+    if (handle->kind != FQ_MEMORY_HOST)
+        return fq_fail(err, FQ_UNSUPPORTED, "the %s backend has no device memory",
+                       backend->ops->name);
+    struct fq_memory *memory = calloc(1, sizeof *memory);
+    if (!memory)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory");
+    int status = fq_host_memory_init_from_fd(memory, handle->fd, handle->bytes, err);
+    if (status) {
+        free(memory);
+        return status;
+    }
+    memory->backend = backend;
+    *out = memory;
+    return 0;
+}
+
+int fq_host_memory_export(struct fq_memory *memory, struct fq_memory_handle *handle,
+                          struct fq_error *err) {
+    (void)err;
+    handle->fd = memory->fd;
+    return 0;
+}
+
+void fq_host_memory_free(struct fq_memory *memory) {
+    fq_host_memory_fini(memory);
+    free(memory);
+}
+
+int fq_host_stream_new(struct fq_backend *backend, struct fq_stream **out, struct fq_error *err) {
+    struct fq_stream *stream = calloc(1, sizeof *stream);
+
+    if (!stream)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory");
+    stream->backend = backend;
+    *out = stream;
+    return 0;
+}
+
+void fq_host_stream_free(struct fq_stream *stream) {
+    free(stream);
+}
+
+int fq_host_event_new(struct fq_backend *backend, struct fq_event **out, struct fq_error *err) {
+    struct fq_event *event = calloc(1, sizeof *event);
+
+    if (!event)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory");
+    event->backend = backend;
+    *out = event;
+    return 0;
+}
+
+void fq_host_event_free(struct fq_event *event) {
+    free(event);
+}
+
+int fq_host_event_record(struct fq_event *event, struct fq_stream *stream, struct fq_error *err) {
+    (void)event;
+    (void)stream;
+    (void)err;
+    return 0;
+}
+
+int fq_host_event_query(struct fq_event *event, struct fq_error *err) {
+    (void)event;
+    (void)err;
+    return 1;
+}
+
+int fq_host_event_wait(struct fq_event *event, struct fq_error *err) {
+    (void)event;
+    (void)err;
+    return 0;
+}
+
+/* The value in bytes of a "Name:   123 kB" line of a /proc file; 0 where there is none. */
+static uint64_t proc_kilobytes(const char *path, const char *name) {
+    char line[256];
+    unsigned long long value = 0;
+    FILE *file = fopen(path, "re");
+
+    if (!file)
+        return 0;
+    while (fgets(line, sizeof line, file))
+        if (strncmp(line, name, strlen(name)) == 0 &&
+            sscanf(line + strlen(name), ": %llu", &value) == 1)
+            break;
+    fclose(file);
+    return value * 1024;
+}
+
+/* A number from a control group file; UINT64_MAX for "max" or no such file. */
+static uint64_t cgroup_number(const char *file_name) {
+    char path[512], group[384] = "";
+    unsigned long long value = UINT64_MAX;
+    FILE *file = fopen("/proc/self/cgroup", "re");
+
+    if (!file)
+        return UINT64_MAX;
+    if (fscanf(file, "0::%383s", group) != 1)
+        group[0] = '\0';
+    fclose(file);
+    snprintf(path, sizeof path, "/sys/fs/cgroup%s/%s", group, file_name);
+    file = fopen(path, "re");
+    if (!file)
+        return UINT64_MAX;
+    if (fscanf(file, "%llu", &value) != 1)
+        value = UINT64_MAX;
+    fclose(file);
+    return value;
+}
+
+void fq_host_memory_info(uint64_t *total, uint64_t *available) {
+    uint64_t limit = cgroup_number("memory.max");
+    uint64_t used = cgroup_number("memory.current");
+
+    *total = proc_kilobytes("/proc/meminfo", "MemTotal");
+    *available = proc_kilobytes("/proc/meminfo", "MemAvailable");
+    if (limit < *total)
+        *total = limit;
+    if (limit != UINT64_MAX && used != UINT64_MAX) {
+        uint64_t left = used < limit ? limit - used : 0;
+        if (left < *available)
+            *available = left;
+    }
+}
+
+void fq_host_processor_name(char *name, size_t size) {
+    char line[256];
+    FILE *file = fopen("/proc/cpuinfo", "re");
+
+    snprintf(name, size, "unknown processor");
+    if (!file)
+        return;
+    while (fgets(line, sizeof line, file)) {
+        char *colon = strchr(line, ':');
+
+        if (strncmp(line, "model name", 10) == 0 && colon) {
+            colon[strcspn(colon, "\n")] = '\0';
+            snprintf(name, size, "%s", colon + 2);
+            break;
+        }
+    }
+    fclose(file);
+}
