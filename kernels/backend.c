@@ -13,11 +13,18 @@
 
 /* Best first: "auto" takes the first that opens. */
 static const struct fq_backend_ops *const backends[] = {
+#ifdef HAVE_CUDA
+    &fq_cuda_ops,
+#endif
     &fq_cpu_ops,
     &fq_reference_ops,
 };
 
 #define BACKEND_COUNT (int)(sizeof backends / sizeof *backends)
+
+#define THREADS_MAX      4096
+#define MEMORY_BYTES_MAX ((uint64_t)1 << 46)
+#define STRIDE_MAX       ((int64_t)1 << 40) /* with FQ_GEMM_ROWS_MAX rows, sizes stay in 63 bits */
 
 const char *fq_backend_list(int i) {
     return i >= 0 && i < BACKEND_COUNT ? backends[i]->name : NULL;
@@ -35,6 +42,8 @@ static int open_best(const struct fq_backend_options *options, struct fq_backend
     return status;
 }
 
+#define BACKEND_NAMES "auto, cuda, cpu and reference"
+
 int fq_backend_new(const char *name, const struct fq_backend_options *options,
                    struct fq_backend **out, struct fq_error *err) {
     static const struct fq_backend_options defaults;
@@ -42,18 +51,22 @@ int fq_backend_new(const char *name, const struct fq_backend_options *options,
     *out = NULL;
     if (!options)
         options = &defaults;
-    if (options->threads < 0 || options->threads > 4096)
-        return fq_fail(err, FQ_INVALID, "threads is %d, allowed are 0 (all) to 4096",
-                       options->threads);
-    if (strcmp(name, "auto") == 0)
-        return open_best(options, out, err);
+    if (!name)
+        return fq_fail(err, FQ_INVALID, "no backend is named; there are " BACKEND_NAMES);
+    if (options->threads < 0 || options->threads > THREADS_MAX)
+        return fq_fail(err, FQ_INVALID, "threads is %d, allowed are 0 (all) to %d",
+                       options->threads, THREADS_MAX);
+    if (strcmp(name, "auto") == 0) {
+        if (!options->device)
+            return open_best(options, out, err);
+        name = "cuda"; /* whoever names a GPU does not want another device in its place */
+    }
     for (int i = 0; i < BACKEND_COUNT; i++)
         if (strcmp(backends[i]->name, name) == 0)
             return backends[i]->open(options, out, err);
     if (strcmp(name, "cuda") == 0)
         return fq_fail(err, FQ_UNSUPPORTED, "this build has no CUDA backend");
-    return fq_fail(err, FQ_INVALID, "no backend '%s'; there are auto, cuda, cpu and reference",
-                   name);
+    return fq_fail(err, FQ_INVALID, "no backend '%s'; there are " BACKEND_NAMES, name);
 }
 
 void fq_backend_free(struct fq_backend *backend) {
@@ -70,16 +83,19 @@ int fq_backend_info(struct fq_backend *backend, struct fq_device_info *info, str
 
 /* ---- Memory ------------------------------------------------------------------------------ */
 
-static int memory_check_bytes(uint64_t bytes, struct fq_error *err) {
-    if (bytes == 0 || bytes > (uint64_t)1 << 46)
-        return fq_fail(err, FQ_INVALID, "a region of %llu bytes; allowed are 1 to 2^46",
-                       (unsigned long long)bytes);
+static int memory_check(enum fq_memory_kind kind, uint64_t bytes, struct fq_error *err) {
+    if (kind != FQ_MEMORY_HOST && kind != FQ_MEMORY_DEVICE)
+        return fq_fail(err, FQ_INVALID, "memory kind %d, allowed are %d (host) and %d (device)",
+                       (int)kind, FQ_MEMORY_HOST, FQ_MEMORY_DEVICE);
+    if (bytes == 0 || bytes > MEMORY_BYTES_MAX)
+        return fq_fail(err, FQ_INVALID, "a region of %llu bytes, allowed are 1 to %llu",
+                       (unsigned long long)bytes, (unsigned long long)MEMORY_BYTES_MAX);
     return 0;
 }
 
 int fq_memory_new(struct fq_backend *backend, enum fq_memory_kind kind, uint64_t bytes,
                   struct fq_memory **out, struct fq_error *err) {
-    int status = memory_check_bytes(bytes, err);
+    int status = memory_check(kind, bytes, err);
 
     *out = NULL;
     return status ? status : backend->ops->memory_new(backend, kind, bytes, out, err);
@@ -87,9 +103,11 @@ int fq_memory_new(struct fq_backend *backend, enum fq_memory_kind kind, uint64_t
 
 int fq_memory_import(struct fq_backend *backend, const struct fq_memory_handle *handle,
                      struct fq_memory **out, struct fq_error *err) {
-    int status = memory_check_bytes(handle->bytes, err);
+    int status = memory_check(handle->kind, handle->bytes, err);
 
     *out = NULL;
+    if (status == 0 && handle->kind == FQ_MEMORY_HOST && handle->fd < 0)
+        status = fq_fail(err, FQ_INVALID, "host memory with file descriptor %d", handle->fd);
     return status ? status : backend->ops->memory_import(backend, handle, out, err);
 }
 
@@ -126,9 +144,11 @@ enum fq_memory_kind fq_memory_kind(const struct fq_memory *memory) {
 static int memory_copy(struct fq_memory *memory, uint64_t offset, void *host, uint64_t bytes,
                        bool to_memory, struct fq_error *err) {
     if (offset > memory->bytes || bytes > memory->bytes - offset)
-        return fq_fail(err, FQ_INVALID, "bytes %llu to %llu of a region of %llu",
-                       (unsigned long long)offset, (unsigned long long)(offset + bytes),
+        return fq_fail(err, FQ_INVALID, "%llu bytes at offset %llu of a region of %llu",
+                       (unsigned long long)bytes, (unsigned long long)offset,
                        (unsigned long long)memory->bytes);
+    if (bytes == 0)
+        return 0;
     if (!memory->host)
         return memory->backend->ops->memory_copy(memory, offset, host, bytes, to_memory, err);
     if (to_memory)
@@ -151,7 +171,7 @@ int fq_memory_read(struct fq_memory *memory, uint64_t offset, void *to, uint64_t
 /* ---- Weights ----------------------------------------------------------------------------- */
 
 uint64_t fq_weights_size(struct fq_backend *backend, const struct fq_matrix *matrix) {
-    return backend->ops->weights_size(backend, matrix);
+    return fq_matrix_check(matrix, NULL) ? 0 : backend->ops->weights_size(backend, matrix);
 }
 
 int fq_weights_new(struct fq_backend *backend, const struct fq_matrix *matrix,
@@ -205,47 +225,85 @@ void fq_stream_free(struct fq_stream *stream) {
         stream->backend->ops->stream_free(stream);
 }
 
-static bool misaligned(const void *address, size_t size) {
-    return (uintptr_t)address % size != 0;
+static int check_address(const char *what, int64_t row, const void *address, size_t size,
+                         struct fq_error *err) {
+    if (address && (uintptr_t)address % size == 0)
+        return 0;
+    return fq_fail(err, FQ_INVALID, "row %lld of %s is at %p, allowed are multiples of %zu, not 0",
+                   (long long)row, what, address, size);
 }
 
 static int check_rows(const struct fq_gemm *gemm, size_t size, struct fq_error *err) {
+    int status = 0;
+
     if (!gemm->x_rows != !gemm->y_rows)
-        return fq_fail(err, FQ_INVALID, "row pointers for %s alone; both or neither are allowed",
+        return fq_fail(err, FQ_INVALID, "row pointers for %s alone, allowed are both or neither",
                        gemm->x_rows ? "X" : "Y");
     if (gemm->m > FQ_DECODE_ROWS)
-        return fq_fail(err, FQ_INVALID, "row pointers with m %lld, allowed are up to %d",
+        return fq_fail(err, FQ_INVALID, "m is %lld with row pointers, allowed are 1 to %d",
                        (long long)gemm->m, FQ_DECODE_ROWS);
-    for (int64_t i = 0; i < gemm->m; i++)
-        if (!gemm->x_rows[i] || !gemm->y_rows[i] || misaligned(gemm->x_rows[i], size) ||
-            misaligned(gemm->y_rows[i], size))
-            return fq_fail(err, FQ_INVALID, "row %lld: a pointer is NULL or not a multiple of %zu",
-                           (long long)i, size);
+    for (int64_t i = 0; i < gemm->m && status == 0; i++) {
+        status = check_address("X", i, gemm->x_rows[i], size, err);
+        if (status == 0)
+            status = check_address("Y", i, gemm->y_rows[i], size, err);
+    }
+    return status;
+}
+
+/* Row m of a plane lies at m·stride: the stride spans a row, and the last row does not wrap round
+ * the address space. */
+static int check_plane(const char *what, const void *base, int64_t stride, int64_t width,
+                       const struct fq_gemm *gemm, size_t size, struct fq_error *err) {
+    int status = check_address(what, 0, base, size, err);
+
+    if (status)
+        return status;
+    if (stride < width || stride > STRIDE_MAX)
+        return fq_fail(err, FQ_INVALID, "the stride of %s is %lld, allowed are %lld to %lld", what,
+                       (long long)stride, (long long)width, (long long)STRIDE_MAX);
+    if (((uint64_t)(gemm->m - 1) * (uint64_t)stride + (uint64_t)width) * size >
+        UINTPTR_MAX - (uintptr_t)base)
+        return fq_fail(err, FQ_INVALID,
+                       "%s at %p with stride %lld and %lld rows ends beyond the address space",
+                       what, base, (long long)stride, (long long)gemm->m);
     return 0;
 }
 
 static int check_planes(const struct fq_gemm *gemm, size_t size, struct fq_error *err) {
     const struct fq_weights_info *info = &gemm->weights->info;
+    int status = check_plane("X", gemm->x, gemm->x_stride, info->k, gemm, size, err);
 
-    if (!gemm->x || !gemm->y || misaligned(gemm->x, size) || misaligned(gemm->y, size))
-        return fq_fail(err, FQ_INVALID, "X or Y is NULL or not a multiple of %zu", size);
-    if (gemm->x_stride < info->k || gemm->x_stride > (int64_t)1 << 40)
-        return fq_fail(err, FQ_INVALID, "the stride of X is %lld, allowed are k (%lld) to 2^40",
-                       (long long)gemm->x_stride, (long long)info->k);
-    if (gemm->y_stride < info->n || gemm->y_stride > (int64_t)1 << 40)
-        return fq_fail(err, FQ_INVALID, "the stride of Y is %lld, allowed are n (%lld) to 2^40",
-                       (long long)gemm->y_stride, (long long)info->n);
+    return status ? status : check_plane("Y", gemm->y, gemm->y_stride, info->n, gemm, size, err);
+}
+
+static int check_bias(const struct fq_gemm *gemm, struct fq_error *err) {
+    size_t size = fq_dtype_size(gemm->bias_type);
+
+    if (!gemm->bias)
+        return 0;
+    if (size == 0)
+        return fq_fail(err, FQ_INVALID, "bias dtype %d, allowed are f32 (1), f16 (2) and bf16 (3)",
+                       (int)gemm->bias_type);
+    if ((uintptr_t)gemm->bias % size)
+        return fq_fail(err, FQ_INVALID, "the bias is at %p, allowed are multiples of %zu",
+                       gemm->bias, size);
     return 0;
 }
 
 static int check_gemm(struct fq_backend *backend, const struct fq_gemm *gemm,
                       struct fq_error *err) {
     size_t size = fq_dtype_size(gemm->type);
+    int status;
 
-    if (!gemm->weights || gemm->weights->backend != backend)
-        return fq_fail(err, FQ_INVALID, "the weights belong to another backend");
+    if (!gemm->weights)
+        return fq_fail(err, FQ_INVALID, "the weights are NULL");
+    if (gemm->weights->backend != backend)
+        return fq_fail(err, FQ_INVALID,
+                       "the weights belong to another backend (%s) than the stream",
+                       gemm->weights->backend->ops->name);
     if (size == 0)
-        return fq_fail(err, FQ_INVALID, "dtype %d, allowed are f16, bf16 and f32", (int)gemm->type);
+        return fq_fail(err, FQ_INVALID, "dtype %d, allowed are f32 (1), f16 (2) and bf16 (3)",
+                       (int)gemm->type);
     if (gemm->type == FQ_F32 && !backend->ops->f32_activations)
         return fq_fail(err, FQ_UNSUPPORTED,
                        "f32 activations on the %s backend, which has f16 and bf16",
@@ -256,12 +314,9 @@ static int check_gemm(struct fq_backend *backend, const struct fq_gemm *gemm,
     if (!fq_activation_name(gemm->activation))
         return fq_fail(err, FQ_INVALID, "activation %d, allowed are 0 to %d", (int)gemm->activation,
                        FQ_ACTIVATION_COUNT - 1);
-    if (gemm->bias && !fq_dtype_size(gemm->bias_type))
-        return fq_fail(err, FQ_INVALID, "bias dtype %d, allowed are f16, bf16 and f32",
-                       (int)gemm->bias_type);
-    if (gemm->bias && misaligned(gemm->bias, fq_dtype_size(gemm->bias_type)))
-        return fq_fail(err, FQ_INVALID, "the bias is not aligned to its %zu-byte elements",
-                       fq_dtype_size(gemm->bias_type));
+    status = check_bias(gemm, err);
+    if (status)
+        return status;
     if (gemm->x_rows || gemm->y_rows)
         return check_rows(gemm, size, err);
     return check_planes(gemm, size, err);

@@ -53,7 +53,8 @@ struct fq_device_info {
 
 /*
  * Opens a backend by name, or the best present for "auto": cuda where a device answers, else cpu.
- * A name never falls back to another.  options may be NULL.
+ * A name never falls back to another, nor does "auto" where options name a device: it is "cuda"
+ * then.  options may be NULL.
  * Errors: -FQ_INVALID (no such name), -FQ_UNSUPPORTED (not in this build), -FQ_UNAVAILABLE (no
  * such device), -FQ_NO_MEMORY, -FQ_DEVICE.
  */
@@ -69,10 +70,10 @@ int fq_backend_info(struct fq_backend *backend, struct fq_device_info *info, str
 /* ---- Memory ------------------------------------------------------------------------------ */
 
 enum fq_memory_kind {
-    FQ_MEMORY_HOST =
-        0, /* a sealed memfd, mapped here; page-locked for the device if there is one */
-    FQ_MEMORY_DEVICE =
-        1, /* device memory of its own allocation, so that exporting it shares no other */
+    /* A sealed memfd, mapped here; page-locked for the device if there is one. */
+    FQ_MEMORY_HOST = 0,
+    /* Device memory of its own allocation, so that exporting it shares no other. */
+    FQ_MEMORY_DEVICE = 1,
 };
 
 #define FQ_IPC_HANDLE_BYTES 64
@@ -135,7 +136,8 @@ void fq_weights_info(const struct fq_weights *weights, struct fq_weights_info *i
 
 /*
  * Bytes that fq_weights_new would take on this backend for that shape, so that a loader can refuse
- * before it reads.  Exact.
+ * before it reads.  Exact.  The pointers are not followed: `zeros` other than NULL tells that there
+ * are zero points.  0 for a shape that fq_matrix_check refuses.
  */
 uint64_t fq_weights_size(struct fq_backend *backend, const struct fq_matrix *matrix);
 

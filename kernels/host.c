@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,14 @@ static int map(struct fq_memory *memory, int fd, uint64_t bytes, struct fq_error
 }
 
 int fq_host_memory_init(struct fq_memory *memory, uint64_t bytes, struct fq_error *err) {
+    uint64_t total, available;
     int status;
+
+    /* The kernel would hand out any size and kill a process once the pages are touched. */
+    fq_host_memory_info(&total, &available);
+    if (bytes > available)
+        return fq_fail(err, FQ_NO_MEMORY, "%llu bytes of host memory, of which %llu are free",
+                       (unsigned long long)bytes, (unsigned long long)available);
     int fd = memfd_create("finequant-buffer", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
     if (fd < 0)
@@ -194,18 +202,13 @@ static uint64_t proc_kilobytes(const char *path, const char *name) {
     return value * 1024;
 }
 
-/* A number from a control group file; UINT64_MAX for "max" or no such file. */
-static uint64_t cgroup_number(const char *file_name) {
-    char path[512], group[384] = "";
+/* The first number of a file; UINT64_MAX for "max" or no such file. */
+static uint64_t file_number(const char *folder, const char *name) {
+    char path[PATH_MAX];
     unsigned long long value = UINT64_MAX;
-    FILE *file = fopen("/proc/self/cgroup", "re");
+    FILE *file;
 
-    if (!file)
-        return UINT64_MAX;
-    if (fscanf(file, "0::%383s", group) != 1)
-        group[0] = '\0';
-    fclose(file);
-    snprintf(path, sizeof path, "/sys/fs/cgroup%s/%s", group, file_name);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
     file = fopen(path, "re");
     if (!file)
         return UINT64_MAX;
@@ -215,19 +218,93 @@ static uint64_t cgroup_number(const char *file_name) {
     return value;
 }
 
-void fq_host_memory_info(uint64_t *total, uint64_t *available) {
-    uint64_t limit = cgroup_number("memory.max");
-    uint64_t used = cgroup_number("memory.current");
+/* The value of a "name 123" line of a control group's memory.stat; 0 where there is none. */
+static uint64_t memory_stat(const char *folder, const char *name) {
+    char path[PATH_MAX], key[64];
+    unsigned long long value, found = 0;
+    FILE *file;
 
+    snprintf(path, sizeof path, "%s/memory.stat", folder);
+    file = fopen(path, "re");
+    if (!file)
+        return 0;
+    while (fscanf(file, "%63s %llu", key, &value) == 2)
+        if (strcmp(key, name) == 0)
+            found = value;
+    fclose(file);
+    return found;
+}
+
+/* Lowers total and available to what one control group allows.  The inactive page cache counts as
+ * available: the kernel drops it first. */
+static void apply_limit(const char *folder, const char *limit_file, const char *usage_file,
+                        const char *cache_name, uint64_t *total, uint64_t *available) {
+    uint64_t limit = file_number(folder, limit_file);
+    uint64_t used = file_number(folder, usage_file);
+    uint64_t cache = memory_stat(folder, cache_name);
+
+    if (limit >= *total || used == UINT64_MAX)
+        return;
+    used -= cache < used ? cache : used;
+    uint64_t left = used < limit ? limit - used : 0;
+
+    *total = limit;
+    if (left < *available)
+        *available = left;
+}
+
+/* The group of this process in a hierarchy of /proc/self/cgroup: "0::" is version 2, and
+ * "N:...memory...:" version 1.  Without the hierarchy's prefix; false where it is not in use. */
+static bool cgroup_path(bool version_1, char *path, size_t size) {
+    char line[PATH_MAX];
+    bool found = false;
+    FILE *file = fopen("/proc/self/cgroup", "re");
+
+    if (!file)
+        return false;
+    while (!found && fgets(line, sizeof line, file)) {
+        char *controllers = strchr(line, ':');
+        char *group = controllers ? strchr(controllers + 1, ':') : NULL;
+
+        if (!group)
+            continue;
+        *group++ = '\0';
+        group[strcspn(group, "\n")] = '\0';
+        found = version_1 ? strstr(controllers, "memory") != NULL : controllers[1] == '\0';
+        if (found)
+            snprintf(path, size, "%s", strcmp(group, "/") == 0 ? "" : group);
+    }
+    fclose(file);
+    return found;
+}
+
+/* Every group from this process's own up to the root limits it.  In a container the path may name a
+ * group outside of what is mounted; the mount's root is then its own. */
+static void apply_limits(bool version_1, uint64_t *total, uint64_t *available) {
+    const char *root = version_1 ? "/sys/fs/cgroup/memory" : "/sys/fs/cgroup";
+    char path[PATH_MAX / 2], folder[PATH_MAX];
+
+    if (!cgroup_path(version_1, path, sizeof path))
+        return;
+    for (;;) {
+        snprintf(folder, sizeof folder, "%s%s", root, path);
+        if (version_1)
+            apply_limit(folder, "memory.limit_in_bytes", "memory.usage_in_bytes",
+                        "total_inactive_file", total, available);
+        else
+            apply_limit(folder, "memory.max", "memory.current", "inactive_file", total, available);
+        char *slash = strrchr(path, '/');
+        if (!slash)
+            break;
+        *slash = '\0';
+    }
+}
+
+void fq_host_memory_info(uint64_t *total, uint64_t *available) {
     *total = proc_kilobytes("/proc/meminfo", "MemTotal");
     *available = proc_kilobytes("/proc/meminfo", "MemAvailable");
-    if (limit < *total)
-        *total = limit;
-    if (limit != UINT64_MAX && used != UINT64_MAX) {
-        uint64_t left = used < limit ? limit - used : 0;
-        if (left < *available)
-            *available = left;
-    }
+    apply_limits(false, total, available);
+    apply_limits(true, total, available);
 }
 
 void fq_host_processor_name(char *name, size_t size) {

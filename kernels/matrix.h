@@ -17,9 +17,9 @@
 
 #include <stdbool.h>
 
-#define FQ_MATRIX_DIM_MAX ((int64_t)1 << 24) /* N and K; keeps every product of sizes in 63 bits   \
-                                              */
-#define FQ_GROUP_MIN 16
+/* N and K; keeps every product of sizes in 63 bits. */
+#define FQ_MATRIX_DIM_MAX ((int64_t)1 << 24)
+#define FQ_GROUP_MIN      16
 
 struct fq_matrix {
     int64_t n, k;             /* outputs (rows), inputs (columns): 1 to FQ_MATRIX_DIM_MAX */
