@@ -1,19 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * How a failure travels: functions return 0 or a negative enum fq_status and,
- * where they take a struct fq_error, leave one line there that says what was
- * wrong, the value, and what is allowed.  The struct lives with the caller;
- * passing NULL discards the line.
+ * where they take a struct fq_error (finequant-types.h), leave one line there
+ * that says what was wrong, the value, and what is allowed.  The struct lives
+ * with the caller; passing NULL discards the line.
  */
 #ifndef FQ_BASE_ERROR_H
 #define FQ_BASE_ERROR_H
 
 #include "finequant-types.h"
-
-struct fq_error {
-    int status;        /* negative enum fq_status, 0 when unset */
-    char message[480]; /* one line, no newline at its end */
-};
 
 /*
  * Fills *err (if not NULL) and returns -status, so that a check reads

@@ -50,6 +50,13 @@ enum fq_status {
 #undef FQ_STATUS_ENUM
 };
 
+/* What a function leaves where it failed: one line that says what was wrong, the value, and what
+ * is allowed.  Owned by the caller, who may pass NULL to discard it. */
+struct fq_error {
+    int status;        /* negative enum fq_status, 0 when unset */
+    char message[480]; /* UTF-8, no newline at its end */
+};
+
 /* Element types of activations, outputs, biases and scales. */
 enum fq_dtype {
     FQ_F32 = 1,  /* IEEE binary32; activations on the CPU backend only */
