@@ -11,6 +11,7 @@
 #define FQ_MODEL_CHECKPOINT_H
 
 #include "matrix.h"
+#include "quantize.h"
 
 struct fq_checkpoint;
 
@@ -43,7 +44,8 @@ struct fq_checkpoint_matrix {
     const char *name;        /* "encoder.layer.0.attention.self.query": without ".weight" */
     struct fq_matrix matrix; /* shape, bits, group, scale type; codes, scales, zeros NULL */
     bool symmetric;
-    bool dense;      /* stored as F32, F16 or BF16 */
+    bool dense;      /* stored as F32, F16 or BF16; only where config.json has no
+                        quantization_config: else what is dense was meant to stay so */
     bool has_bias;   /* "X.bias", [N], F32, F16 or BF16, is there */
     uint64_t stored; /* bytes on disk, bias excluded */
 };
@@ -63,11 +65,15 @@ struct fq_loaded_matrix {
 int fq_checkpoint_load(struct fq_checkpoint *checkpoint, size_t i, struct fq_loaded_matrix *out,
                        struct fq_error *err);
 void fq_loaded_matrix_fini(struct fq_loaded_matrix *loaded);
+/* The weights of a dense matrix i as they are stored, borrowed.  -FQ_NOT_FOUND where it is packed.
+ */
+int fq_checkpoint_dense(const struct fq_checkpoint *checkpoint, size_t i, struct fq_dense *out);
 /* The bias of matrix i as float32 into out[n].  -FQ_NOT_FOUND without one. */
 int fq_checkpoint_bias(struct fq_checkpoint *checkpoint, size_t i, float *out,
                        struct fq_error *err);
 /* Tells the kernel that the pages of matrix i will not be needed again soon. */
 void fq_checkpoint_drop(struct fq_checkpoint *checkpoint, size_t i);
+void fq_checkpoint_drop_tensor(const struct fq_checkpoint_tensor *tensor); /* the same of one */
 
 /* How dense matrices are quantized on load: bits 8, 4 or 3; group as in struct fq_matrix, 0 for per
  * channel.  Updates what fq_checkpoint_matrix says. */

@@ -27,7 +27,8 @@ struct fq_dense {
 int fq_quantize(const struct fq_dense *dense, struct fq_matrix *matrix, void **storage,
                 struct fq_error *err);
 
-/* ‖W − dequantized‖ / ‖W‖ over the whole matrix, in float64; 0 for an all-zero W. */
+/* ‖W − dequantized‖ / ‖W‖ over the whole matrix, in float64; 0 for an all-zero W; NaN
+ * without memory for one row. */
 double fq_quantize_error(const struct fq_dense *dense, const struct fq_matrix *matrix);
 
 #endif

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * config.json's quantization_config in compressed-tensors' terms: groups of
+ * targets with one scheme each, and what is ignored.  Targets are module names,
+ * Python regular expressions after "re:" (matched at the beginning of the name),
+ * or the class "Linear".
+ */
+#include "compressed-tensors.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Names in a checkpoint are short: a pattern that needs more steps is a hostile one. */
+#define MATCH_STEPS_MAX 1000000
+
+enum target_kind {
+    TARGET_NAME,
+    TARGET_PATTERN,
+    TARGET_CLASS
+}; /* in the order of precedence */
+
+struct target {
+    enum target_kind kind;
+    char *text;
+    pcre2_code *pattern; /* of TARGET_PATTERN */
+    struct fq_ct_scheme scheme;
+};
+
+struct list {
+    struct target *items;
+    size_t count;
+};
+
+struct fq_ct_config {
+    struct list targets, ignore;
+    pcre2_match_context *limits;
+};
+
+static const char *text_of(const json_t *object, const char *key) {
+    return json_string_value(json_object_get(object, key));
+}
+
+static bool is_set(const json_t *value) {
+    return value && !json_is_null(value);
+}
+
+static int compile(struct target *target, struct fq_error *err) {
+    int code;
+    PCRE2_SIZE offset;
+    PCRE2_UCHAR reason[160];
+
+    target->pattern = pcre2_compile((PCRE2_SPTR)(target->text + 3), PCRE2_ZERO_TERMINATED,
+                                    PCRE2_ANCHORED | PCRE2_UTF, &code, &offset, NULL);
+    if (target->pattern)
+        return 0;
+    pcre2_get_error_message(code, reason, sizeof reason);
+    return fq_fail(err, FQ_FORMAT, "quantization_config: '%.200s': character %zu: %s", target->text,
+                   (size_t)offset, (const char *)reason);
+}
+
+/* Appends the strings of an array; absent is empty. */
+static int add_targets(struct list *list, const json_t *names, const char *what,
+                       const struct fq_ct_scheme *scheme, struct fq_error *err) {
+    size_t i;
+    json_t *name;
+    struct target *items;
+
+    if (!is_set(names))
+        return 0;
+    if (!json_is_array(names))
+        return fq_fail(err, FQ_FORMAT, "quantization_config: %s is not an array", what);
+    items = realloc(list->items, (list->count + json_array_size(names) + 1) * sizeof *items);
+    if (!items)
+        return fq_fail(err, FQ_NO_MEMORY, "quantization_config: no memory for %s", what);
+    list->items = items;
+    json_array_foreach(names, i, name) {
+        struct target *target = &list->items[list->count];
+        int rc;
+
+        if (!json_is_string(name))
+            return fq_fail(err, FQ_FORMAT, "quantization_config: %s holds what is not a string",
+                           what);
+        *target = (struct target){
+            .kind = TARGET_NAME, .text = strdup(json_string_value(name)), .scheme = *scheme};
+        if (!target->text)
+            return fq_fail(err, FQ_NO_MEMORY, "quantization_config: no memory for %s", what);
+        list->count++;
+        if (strcmp(target->text, "Linear") == 0)
+            target->kind = TARGET_CLASS;
+        if (strncmp(target->text, "re:", 3) != 0)
+            continue;
+        target->kind = TARGET_PATTERN;
+        if ((rc = compile(target, err)) < 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* The group size: 0 for per channel.  compressed-tensors infers a missing strategy from it. */
+static int read_group(const json_t *weights, int64_t *group, struct fq_error *err) {
+    const json_t *size = json_object_get(weights, "group_size");
+    const char *strategy = text_of(weights, "strategy");
+    json_int_t value = json_integer_value(size);
+
+    if (!strategy)
+        strategy = !is_set(size) ? "tensor" : value == -1 ? "channel" : "group";
+    *group = 0;
+    if (strcmp(strategy, "channel") == 0)
+        return 0;
+    if (strcmp(strategy, "group") != 0)
+        return fq_fail(err, FQ_UNSUPPORTED, "strategy '%.40s', served are group and channel",
+                       strategy);
+    if (!json_is_integer(size) || value < FQ_GROUP_MIN || value % 16 != 0 ||
+        value > FQ_MATRIX_DIM_MAX)
+        return fq_fail(err, FQ_UNSUPPORTED, "group_size %lld, served are multiples of 16",
+                       (long long)value);
+    *group = value;
+    return 0;
+}
+
+static int read_scheme(const json_t *group, struct fq_ct_scheme *scheme, struct fq_error *err) {
+    const json_t *weights = json_object_get(group, "weights");
+    const json_t *bits = json_object_get(weights, "num_bits");
+    const json_t *symmetric = json_object_get(weights, "symmetric");
+    const char *type = text_of(weights, "type"), *format = text_of(group, "format");
+
+    if (!json_is_object(weights))
+        return fq_fail(err, FQ_FORMAT, "weights is missing or not an object");
+    if (format && strcmp(format, "pack-quantized") != 0)
+        return fq_fail(err, FQ_UNSUPPORTED, "format '%.40s', served is pack-quantized", format);
+    if (is_set(json_object_get(group, "input_activations")) ||
+        is_set(json_object_get(group, "output_activations")))
+        return fq_fail(err, FQ_UNSUPPORTED, "quantized activations are not served");
+    if (type && strcmp(type, "int") != 0)
+        return fq_fail(err, FQ_UNSUPPORTED, "type '%.40s', served is int", type);
+    scheme->bits = (int)json_integer_value(bits);
+    if (!json_is_integer(bits) ||
+        (json_integer_value(bits) != 8 && scheme->bits != 4 && scheme->bits != 3))
+        return fq_fail(err, FQ_UNSUPPORTED, "num_bits %lld, served are 8, 4 and 3",
+                       (long long)json_integer_value(bits));
+    if (symmetric && !json_is_boolean(symmetric))
+        return fq_fail(err, FQ_FORMAT, "symmetric is not true or false");
+    scheme->symmetric = !symmetric || json_is_true(symmetric);
+    return read_group(weights, &scheme->group, err);
+}
+
+static int read_config(struct fq_ct_config *config, const json_t *json, struct fq_error *err) {
+    const char *method = text_of(json, "quant_method"), *format = text_of(json, "format");
+    json_t *groups = json_object_get(json, "config_groups"), *group;
+    const char *name;
+    struct fq_ct_scheme none = {0};
+    int rc;
+
+    if (!json_is_object(json))
+        return fq_fail(err, FQ_FORMAT, "quantization_config is not an object");
+    if (!method || strcmp(method, "compressed-tensors") != 0)
+        return fq_fail(err, FQ_UNSUPPORTED,
+                       "quantization_config: quant_method '%.40s', served is compressed-tensors",
+                       method ? method : "");
+    /* "mixed-precision": each group names its own format, which read_scheme looks at */
+    if (!format ||
+        (strcmp(format, "pack-quantized") != 0 && strcmp(format, "mixed-precision") != 0))
+        return fq_fail(err, FQ_UNSUPPORTED,
+                       "quantization_config: format '%.40s', served is pack-quantized",
+                       format ? format : "");
+    if (!json_is_object(groups))
+        return fq_fail(err, FQ_FORMAT, "quantization_config: config_groups is not an object");
+    json_object_foreach(groups, name, group) {
+        struct fq_ct_scheme scheme = {0};
+
+        if ((rc = read_scheme(group, &scheme, err)) < 0)
+            return fq_fail_in(err, "quantization_config: %.80s", name);
+        if ((rc = add_targets(&config->targets, json_object_get(group, "targets"), "targets",
+                              &scheme, err)) < 0)
+            return rc;
+    }
+    return add_targets(&config->ignore, json_object_get(json, "ignore"), "ignore", &none, err);
+}
+
+int fq_ct_config_new(const json_t *json, struct fq_ct_config **out, struct fq_error *err) {
+    struct fq_ct_config *config = calloc(1, sizeof *config);
+    int rc;
+
+    if (!config || !(config->limits = pcre2_match_context_create(NULL))) {
+        free(config);
+        return fq_fail(err, FQ_NO_MEMORY, "quantization_config: no memory to read it");
+    }
+    pcre2_set_match_limit(config->limits, MATCH_STEPS_MAX);
+    rc = read_config(config, json, err);
+    if (rc < 0) {
+        fq_ct_config_free(config);
+        return rc;
+    }
+    *out = config;
+    return 0;
+}
+
+static void list_fini(struct list *list) {
+    for (size_t i = 0; i < list->count; i++) {
+        pcre2_code_free(list->items[i].pattern);
+        free(list->items[i].text);
+    }
+    free(list->items);
+}
+
+void fq_ct_config_free(struct fq_ct_config *config) {
+    if (!config)
+        return;
+    list_fini(&config->targets);
+    list_fini(&config->ignore);
+    pcre2_match_context_free(config->limits);
+    free(config);
+}
+
+/* 1 or 0, or a negative status. */
+static int matches(const struct fq_ct_config *config, const struct target *target,
+                   const char *module, struct fq_error *err) {
+    pcre2_match_data *data;
+    int found;
+
+    if (target->kind == TARGET_CLASS)
+        return 1;
+    if (target->kind == TARGET_NAME)
+        return strcmp(target->text, module) == 0;
+    data = pcre2_match_data_create(1, NULL);
+    if (!data)
+        return fq_fail(err, FQ_NO_MEMORY, "quantization_config: no memory to match");
+    found = pcre2_match(target->pattern, (PCRE2_SPTR)module, PCRE2_ZERO_TERMINATED, 0, 0, data,
+                        config->limits);
+    pcre2_match_data_free(data);
+    if (found == PCRE2_ERROR_NOMATCH)
+        return 0;
+    if (found < 0)
+        return fq_fail(err, FQ_FORMAT,
+                       "quantization_config: '%.200s' cannot be matched within %d steps",
+                       target->text, MATCH_STEPS_MAX);
+    return 1;
+}
+
+/* The best match in a list: its target in *out, or NULL.  0 or a negative status. */
+static int find(const struct fq_ct_config *config, const struct list *list, const char *module,
+                const struct target **out, struct fq_error *err) {
+    *out = NULL;
+    for (size_t i = 0; i < list->count; i++) {
+        const struct target *target = &list->items[i];
+        int found;
+
+        if (*out && (*out)->kind <= target->kind)
+            continue; /* the first of the best kind stays */
+        found = matches(config, target, module, err);
+        if (found < 0)
+            return found;
+        if (found)
+            *out = target;
+    }
+    return 0;
+}
+
+int fq_ct_config_match(const struct fq_ct_config *config, const char *module,
+                       struct fq_ct_scheme *out, struct fq_error *err) {
+    const struct target *target;
+    int rc = find(config, &config->ignore, module, &target, err);
+
+    if (rc < 0)
+        return rc;
+    if (target)
+        return fq_fail(err, FQ_FORMAT,
+                       "'%.200s' has packed weights, but quantization_config ignores it ('%.100s')",
+                       module, target->text);
+    if ((rc = find(config, &config->targets, module, &target, err)) < 0)
+        return rc;
+    if (!target)
+        return fq_fail(err, FQ_FORMAT,
+                       "'%.200s' has packed weights, but no target of quantization_config matches",
+                       module);
+    *out = target->scheme;
+    return 0;
+}
