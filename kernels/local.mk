@@ -22,3 +22,18 @@ libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -mavx512f -mavx512
 endif
 # What a program that uses the kernels links.
 KERNEL_LIBS = libfqkernels.la $(OPENMP_CFLAGS)
+
+if HAVE_CMOCKA
+KERNEL_TESTS = kernels/test-matrix kernels/test-backend kernels/test-conformance
+check_PROGRAMS += $(KERNEL_TESTS)
+TESTS += $(KERNEL_TESTS)
+kernels_test_matrix_SOURCES = kernels/test-matrix.c
+kernels_test_matrix_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+kernels_test_matrix_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
+kernels_test_backend_SOURCES = kernels/test-backend.c
+kernels_test_backend_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+kernels_test_backend_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
+kernels_test_conformance_SOURCES = kernels/test-conformance.c
+kernels_test_conformance_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+kernels_test_conformance_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
+endif
