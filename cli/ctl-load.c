@@ -8,8 +8,9 @@
 #include <string.h>
 #include <unistd.h>
 
-static void progress(void *arg, const char *name, uint64_t done, uint64_t total) {
-    (void)arg;
+static void progress(void *data, uint64_t done, uint64_t total) {
+    const char *name = data;
+
     if (isatty(STDERR_FILENO))
         fprintf(stderr, "\r%s: %" PRIu64 " of %" PRIu64 " matrices%s", name, done, total,
                 done == total ? "\n" : "");
@@ -66,8 +67,15 @@ static int run(struct ctl *ctl, char **argv) {
         status = ctl_connect(ctl);
     if (status)
         return status;
-    status = fq_client_model_load(ctl->client, argv[0], path, ctl->bits, ctl->group, progress, NULL,
-                                  &err);
+    struct fq_model_load load = {
+        .name = argv[0],
+        .path = path,
+        .bits = ctl->bits,
+        .group = ctl->group,
+        .progress = progress,
+        .data = argv[0],
+    };
+    status = fq_client_model_load(ctl->client, &load, NULL, &err);
     if (status)
         return ctl_report(ctl, &err);
     return show_loaded(ctl, argv[0]);

@@ -20,8 +20,8 @@ struct ctl {
     int timeout_ms;
     uint64_t count;           /* ping --count; 0: until interrupted */
     uint64_t interval_ms;     /* ping --interval */
-    int bits;                 /* load --bits; 0: the daemon's default */
-    int64_t group;            /* load --group; 0: per channel, -1: the daemon's default */
+    uint32_t bits;            /* load --bits; 0: the daemon's default */
+    int64_t group;            /* load --group; FQ_GROUP_CHANNEL, or 0: the daemon's default */
     struct fq_client *client; /* connected on the first call */
 };
 

@@ -123,12 +123,14 @@ static int take_option(struct ctl *ctl, int letter, const char *value) {
     case 'b':
         if (!parse_number(value, 8, &number) || (number != 8 && number != 4 && number != 3))
             return usage_error("--bits=%s: allowed are 8, 4 and 3", value);
-        ctl->bits = (int)number;
+        ctl->bits = (uint32_t)number;
         return 0;
     case 'g':
-        if (strcmp(value, "channel") == 0)
-            number = 0;
-        else if (!parse_number(value, INT32_MAX, &number) || number == 0 || number % 16)
+        if (strcmp(value, "channel") == 0) {
+            ctl->group = FQ_GROUP_CHANNEL;
+            return 0;
+        }
+        if (!parse_number(value, INT32_MAX, &number) || number == 0 || number % 16)
             return usage_error("--group=%s: a multiple of 16 or 'channel' is wanted", value);
         ctl->group = (int64_t)number;
         return 0;
@@ -275,7 +277,7 @@ static int run(struct ctl *ctl, int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
-    struct ctl ctl = {.count = 10, .interval_ms = 100, .group = -1};
+    struct ctl ctl = {.count = 10, .interval_ms = 100};
     int status = run(&ctl, argc, argv);
 
     fq_client_free(ctl.client);
