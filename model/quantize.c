@@ -182,21 +182,31 @@ int fq_quantize(const struct fq_dense *dense, struct fq_matrix *matrix, void **s
 }
 
 double fq_quantize_error(const struct fq_dense *dense, const struct fq_matrix *matrix) {
+    size_t n = (size_t)matrix->n, k = (size_t)matrix->k;
+    double *sums = malloc((2 * n + k * (size_t)thread_count()) * sizeof *sums);
     double difference = 0, norm = 0;
-    double *row = malloc((size_t)matrix->k * sizeof *row);
 
-    if (!row)
+    if (!sums)
         return NAN;
-    for (int64_t n = 0; n < matrix->n; n++) {
-        fq_matrix_dequantize_row(matrix, n, row);
-        for (int64_t k = 0; k < matrix->k; k++) {
-            double w = (double)fq_load(dense->data, (int)dense->type,
-                                       (size_t)n * (size_t)matrix->k + (size_t)k);
+#pragma omp parallel for schedule(static)
+    for (size_t row = 0; row < n; row++) {
+        double *weights = sums + 2 * n + k * (size_t)thread_number();
+        double row_difference = 0, row_norm = 0;
 
-            difference += (w - row[k]) * (w - row[k]);
-            norm += w * w;
+        fq_matrix_dequantize_row(matrix, (int64_t)row, weights);
+        for (size_t i = 0; i < k; i++) {
+            double w = (double)fq_load(dense->data, (int)dense->type, row * k + i);
+
+            row_difference += (w - weights[i]) * (w - weights[i]);
+            row_norm += w * w;
         }
+        sums[2 * row] = row_difference;
+        sums[2 * row + 1] = row_norm;
     }
-    free(row);
+    for (size_t row = 0; row < n; row++) { /* in order, whatever the number of threads */
+        difference += sums[2 * row];
+        norm += sums[2 * row + 1];
+    }
+    free(sums);
     return norm > 0 ? sqrt(difference / norm) : 0;
 }

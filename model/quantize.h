@@ -28,7 +28,7 @@ int fq_quantize(const struct fq_dense *dense, struct fq_matrix *matrix, void **s
                 struct fq_error *err);
 
 /* ‖W − dequantized‖ / ‖W‖ over the whole matrix, in float64; 0 for an all-zero W; NaN
- * without memory for one row. */
+ * without memory for a row a thread. */
 double fq_quantize_error(const struct fq_dense *dense, const struct fq_matrix *matrix);
 
 #endif
