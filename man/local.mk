@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
 dist_man_MANS += man/finequantctl.1
+
+dist_man_MANS += man/finequant-quantize.1
