@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-sbin_PROGRAMS = finequantd
+sbin_PROGRAMS += finequantd
 finequantd_SOURCES = daemon/main.c daemon/daemon.h daemon/list.h \
 	daemon/settings.c daemon/settings.h daemon/log.c daemon/log.h \
 	daemon/listener.c daemon/listener.h daemon/session.c daemon/session.h \
@@ -9,5 +9,5 @@ finequantd_SOURCES = daemon/main.c daemon/daemon.h daemon/list.h \
 	daemon/executor.c daemon/executor.h daemon/metrics.c daemon/metrics.h
 finequantd_CPPFLAGS = $(AM_CPPFLAGS) $(UV_CFLAGS) $(MSGPACK_CFLAGS) $(INIH_CFLAGS) \
 	$(SYSTEMD_CFLAGS)
-finequantd_LDADD = libfqmodel.la libfqproto.la $(KERNEL_LIBS) libfqbase.la \
+finequantd_LDADD = $(MODEL_LIBS) libfqproto.la $(KERNEL_LIBS) libfqbase.la \
 	$(UV_LIBS) $(MSGPACK_LIBS) $(INIH_LIBS) $(SYSTEMD_LIBS)
