@@ -20,6 +20,20 @@ libfqcpu_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx512
 libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
 endif
+# The CUDA sources go into every tarball, whether or not this build compiles them.
+EXTRA_DIST += kernels/cuda/NOTES.md
+CUDA_SOURCES = kernels/cuda/backend.c kernels/cuda/memory.c kernels/cuda/slab.c \
+	kernels/cuda/weights.c kernels/cuda/gemm.c kernels/cuda/cuda-impl.h kernels/cuda/layout.h \
+	kernels/cuda/tiles.h kernels/cuda/ptx.cuh kernels/cuda/dequant.cuh \
+	kernels/cuda/launch.cuh kernels/cuda/epilogue.cuh kernels/cuda/gemm.cuh kernels/cuda/decode.cuh \
+	kernels/cuda/decode-int8.cu kernels/cuda/decode-int4.cu kernels/cuda/decode-int3.cu \
+	kernels/cuda/prefill.cu kernels/cuda/prepack.cu
+if HAVE_CUDA
+AM_CPPFLAGS += $(CUDA_CPPFLAGS)
+noinst_LTLIBRARIES += libfqcuda.la
+libfqcuda_la_SOURCES = $(CUDA_SOURCES)
+libfqkernels_la_LIBADD += libfqcuda.la $(CUDA_LIBS)
+endif
 # What a program that uses the kernels links.
 KERNEL_LIBS = libfqkernels.la $(OPENMP_CFLAGS)
 

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the files of the CUDA backend share: its objects (host side, C) and the
+ * launchers that the .cu files give to the C files.  Nothing outside this
+ * folder includes it.
+ */
+#ifndef FQ_KERNELS_CUDA_CUDA_IMPL_H
+#define FQ_KERNELS_CUDA_CUDA_IMPL_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "backend-impl.h"
+#include "layout.h"
+
+#include <cuda_runtime_api.h>
+#include <pthread.h>
+
+/* ---- Host objects --------------------------------------------------------------------------- */
+
+/* A cudaMalloc block that holds weights only, so that exporting it shares nothing else. */
+struct fq_cuda_slab {
+    struct fq_cuda_slab *next;
+    uint8_t *base;
+    uint64_t bytes;
+    struct fq_cuda_span *spans; /* what is taken, by rising offset */
+};
+
+/* The staging area of loads: while one half is filled by the host, the other travels. */
+#define FQ_CUDA_PIECE_BYTES ((uint64_t)4 << 20)
+
+struct fq_cuda_loader {
+    uint8_t *host[2];     /* page-locked, FQ_CUDA_PIECE_BYTES each; NULL until the first load */
+    uint8_t *device[2];   /* the same on the device */
+    cudaEvent_t moved[2]; /* the prepack of what host[i] held is done */
+};
+
+struct fq_cuda_backend {
+    struct fq_backend base;
+    int device;
+    int processors; /* multiprocessors */
+    struct fq_device_info info;
+    cudaStream_t copies;  /* loads, and copies that the caller waits for */
+    pthread_mutex_t lock; /* over slabs and loader */
+    struct fq_cuda_slab *slabs;
+    struct fq_cuda_loader loader;
+};
+
+struct fq_cuda_weights {
+    struct fq_weights base;
+    struct fq_cuda_matrix matrix;
+    uint8_t *packed;
+    struct fq_cuda_slab *slab; /* where it lies; NULL: imported */
+    void *imported;            /* what cudaIpcOpenMemHandle gave, or NULL */
+};
+
+struct fq_cuda_stream {
+    struct fq_stream base;
+    cudaStream_t stream;
+    float *partials;    /* split-K sums, FQ_CUDA_PARTIAL_BYTES a slot; see tiles.h */
+    unsigned *counters; /* arrivals at an output tile: zero between launches */
+    uint8_t *scratch;   /* staged rows of X and Y in host memory; grows */
+    uint64_t scratch_bytes;
+};
+
+struct fq_cuda_event {
+    struct fq_event base;
+    cudaEvent_t event;
+};
+
+/* 0, or the status that stands for a CUDA error, with its name: "cannot do: cudaErrorX (text)". */
+int fq_cuda_check(cudaError_t error, struct fq_error *err, const char *what);
+/* Makes the backend's device the calling thread's. */
+int fq_cuda_use(const struct fq_backend *backend, struct fq_error *err);
+/* Opens an exported allocation and finds offset..offset+bytes inside it; *base is what to close. */
+int fq_cuda_ipc_open(const struct fq_memory_handle *handle, void **base, void **address,
+                     struct fq_error *err);
+
+/* memory.c */
+int fq_cuda_memory_new(struct fq_backend *backend, enum fq_memory_kind kind, uint64_t bytes,
+                       struct fq_memory **out, struct fq_error *err);
+int fq_cuda_memory_import(struct fq_backend *backend, const struct fq_memory_handle *handle,
+                          struct fq_memory **out, struct fq_error *err);
+int fq_cuda_memory_export(struct fq_memory *memory, struct fq_memory_handle *handle,
+                          struct fq_error *err);
+void fq_cuda_memory_free(struct fq_memory *memory);
+int fq_cuda_memory_copy(struct fq_memory *memory, uint64_t offset, void *host, uint64_t bytes,
+                        bool to_device, struct fq_error *err);
+
+/* weights.c */
+uint64_t fq_cuda_weights_size(struct fq_backend *backend, const struct fq_matrix *matrix);
+int fq_cuda_weights_new(struct fq_backend *backend, const struct fq_matrix *matrix,
+                        struct fq_weights **out, struct fq_error *err);
+void fq_cuda_weights_free(struct fq_weights *weights);
+int fq_cuda_weights_export(struct fq_weights *weights, struct fq_weights_handle *handle,
+                           struct fq_error *err);
+int fq_cuda_weights_import(struct fq_backend *backend, const struct fq_weights_handle *handle,
+                           struct fq_weights **out, struct fq_error *err);
+
+/* slab.c: device memory of weights.  The backend's lock is held. */
+int fq_cuda_slab_take(struct fq_cuda_backend *backend, uint64_t bytes, struct fq_cuda_slab **slab,
+                      uint8_t **address, struct fq_error *err);
+void fq_cuda_slab_give(struct fq_cuda_backend *backend, struct fq_cuda_slab *slab,
+                       uint8_t *address);
+
+/* gemm.c */
+int fq_cuda_stream_new(struct fq_backend *backend, struct fq_stream **out, struct fq_error *err);
+void fq_cuda_stream_free(struct fq_stream *stream);
+int fq_cuda_gemm(struct fq_stream *stream, const struct fq_gemm *gemm, struct fq_error *err);
+
+/* ---- Launchers ------------------------------------------------------------------------------ */
+
+/* One launch of a GEMM kernel: passed by value, as the kernel's only parameter. */
+struct fq_cuda_launch {
+    struct fq_cuda_matrix w;
+    int m;
+    int splits; /* slices of K that CTAs of their own sum */
+    float *partials;
+    unsigned *counters;
+    const void *bias;
+    int bias_type;  /* enum fq_dtype */
+    int activation; /* enum fq_activation */
+    int type;       /* FQ_F16 or FQ_BF16 */
+    const void *x;  /* m > FQ_DECODE_ROWS: base and stride in elements */
+    void *y;
+    int64_t x_stride, y_stride;
+    const void *x_rows[FQ_DECODE_ROWS]; /* m ≤ FQ_DECODE_ROWS: a pointer a row */
+    void *y_rows[FQ_DECODE_ROWS];
+};
+
+/* decode.cuh by bits, prefill.cu: queue one launch. */
+cudaError_t fq_cuda_decode_int8(const struct fq_cuda_launch *launch, cudaStream_t stream);
+cudaError_t fq_cuda_decode_int4(const struct fq_cuda_launch *launch, cudaStream_t stream);
+cudaError_t fq_cuda_decode_int3(const struct fq_cuda_launch *launch, cudaStream_t stream);
+cudaError_t fq_cuda_prefill(const struct fq_cuda_launch *launch, cudaStream_t stream);
+/* Lets the kernels use the shared memory they need on the current device; once a backend. */
+cudaError_t fq_cuda_decode_int8_prepare(void);
+cudaError_t fq_cuda_decode_int4_prepare(void);
+cudaError_t fq_cuda_decode_int3_prepare(void);
+cudaError_t fq_cuda_prefill_prepare(void);
+
+/*
+ * A piece of a canonical array in device memory: rows row0.. (a multiple of 16) and units unit0..
+ * of every row, rows `stride` bytes apart.  A unit is a tile of codes, a scale or a zero point.
+ * What lies beyond the matrix's n and k packs as zero.
+ */
+struct fq_cuda_piece {
+    const uint8_t *data;
+    int64_t stride;
+    int row0, rows;
+    int unit0, units;
+};
+cudaError_t fq_cuda_prepack_codes(const struct fq_cuda_matrix *matrix,
+                                  const struct fq_cuda_piece *piece, cudaStream_t stream);
+/* Scales (bytes 2) or zero points (bytes 1). */
+cudaError_t fq_cuda_prepack_groups(const struct fq_cuda_matrix *matrix, int bytes,
+                                   const struct fq_cuda_piece *piece, cudaStream_t stream);
+/* The machine code that runs: 90 for sm_90. */
+cudaError_t fq_cuda_prepack_version(int *version);
+
+/* Up to FQ_DECODE_ROWS rows of `count` two-byte elements, each to rows[i] = to + i · stride. */
+struct fq_cuda_gather {
+    const void *rows[FQ_DECODE_ROWS];
+    uint16_t *to;
+    int64_t stride; /* elements, a multiple of 8 */
+    int64_t count;
+    int m;
+};
+cudaError_t fq_cuda_gather_rows(const struct fq_cuda_gather *gather, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What is done to a finished fp32 sum: bias, activation, one rounding.  To add
+ * an activation, add it to enum fq_activation and a case here.
+ */
+#ifndef FQ_KERNELS_CUDA_EPILOGUE_CUH
+#define FQ_KERNELS_CUDA_EPILOGUE_CUH
+
+#include "cuda-impl.h"
+#include "dequant.cuh"
+
+static __device__ __forceinline__ float load_bias(const void *bias, int type, int n) {
+    if (type == FQ_F32)
+        return static_cast<const float *>(bias)[n];
+    if (type == FQ_F16)
+        return __half2float(static_cast<const __half *>(bias)[n]);
+    return __bfloat162float(static_cast<const __nv_bfloat16 *>(bias)[n]);
+}
+
+static __device__ __forceinline__ float activate(float v, int activation) {
+    switch (activation) {
+    case FQ_ACTIVATION_RELU:
+        return v > 0.0f || v != v ? v : 0.0f; /* a NaN stays one */
+    case FQ_ACTIVATION_GELU:
+        return 0.5f * v * (1.0f + erff(v * 0.70710678118654752f));
+    case FQ_ACTIVATION_GELU_TANH:
+        return 0.5f * v * (1.0f + tanhf(0.79788456080286536f * (v + 0.044715f * v * v * v)));
+    case FQ_ACTIVATION_SILU:
+        return v / (1.0f + expf(-v));
+    default:
+        return v;
+    }
+}
+
+/* The sum of row n of W with some row of X, ready to be stored. */
+template <class T>
+static __device__ __forceinline__ typename T::type finish(const fq_cuda_launch &launch, float sum,
+                                                          int n) {
+    if (launch.bias)
+        sum += load_bias(launch.bias, launch.bias_type, n);
+    return T::round(activate(sum, launch.activation));
+}
+
+#endif

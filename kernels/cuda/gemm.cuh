@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The pipeline that every GEMM kernel is: W's tiles and X's columns stream
+ * through shared memory by cp.async, W is dequantized in registers and fed to
+ * mma.sync as the A operand (swap-AB: a row of W is a row of the mma, a row of X
+ * one of its eight columns), sums of a group are scaled into fp32 accumulators.
+ *
+ *                          XROWS rows of X
+ *                      +----------+----------+
+ *                      |  warp m0 |  warp m1 |      a warp: RW strips of 16 rows of W
+ *        +----------+  +----------+----------+              × NT column tiles of 8 rows of X
+ *   W    | warp n0  |  |          |          |
+ *  rows  +----------+  +          +          +      a stage: KT tiles of 64 columns
+ *        | warp n1  |  |          |          |
+ *        +----------+  +----------+----------+
+ *          K →
+ *
+ * grid: x blocks of W's rows, y blocks of X's rows, z slices of K.  With several
+ * slices each CTA leaves its sums in launch.partials; the one that arrives last
+ * at an output tile adds all of them in the order of the slices.
+ *
+ * The order in which one output is summed depends on the slices alone, not on
+ * NT, RW, the warps or X's other rows: batch invariance rests on that.
+ */
+#ifndef FQ_KERNELS_CUDA_GEMM_CUH
+#define FQ_KERNELS_CUDA_GEMM_CUH
+
+#include "cuda-impl.h"
+#include "dequant.cuh"
+#include "epilogue.cuh"
+#include "launch.cuh"
+
+/* A kernel's compile-time shape; ROWS: X and Y by a pointer a row. */
+template <int NT_, int RW_, int WN_, int WM_, int KT_, int STAGES_, bool ROWS_> struct tiling {
+    static constexpr int NT = NT_, RW = RW_, WN = WN_, WM = WM_, KT = KT_, STAGES = STAGES_;
+    static constexpr bool ROWS = ROWS_;
+    static constexpr int THREADS = 32 * WN * WM;
+    static constexpr int STRIPS = WN * RW;
+    static constexpr int XROWS = 8 * NT * WM;
+    static constexpr int XCHUNKS = KT * 8;            /* 16-byte pieces of a row of X */
+    static constexpr int XSTRIDE = XCHUNKS * 16 + 16; /* odd in 16 bytes: ldmatrix hits all banks */
+};
+
+/* Where the parts of a stage lie in shared memory; scales and zeros depend on the matrix. */
+template <class S, int BITS> struct stage_layout {
+    static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
+    static constexpr int W = S::XROWS * S::XSTRIDE;
+    static constexpr int SCALES = W + S::STRIPS * S::KT * TILE;
+    int zeros, bytes;
+
+    __host__ __device__ explicit stage_layout(const fq_cuda_matrix &w) {
+        zeros = SCALES + (S::STRIPS * S::KT * FQ_CUDA_SCALE_BYTES << w.slots_log2);
+        bytes = zeros + (w.zeros ? S::STRIPS * S::KT * FQ_CUDA_ZERO_BYTES << w.slots_log2 : 0);
+    }
+};
+
+/* Eight elements of a row of X that may be misaligned or end early, by way of registers. */
+static __device__ __noinline__ void copy_elements(uint32_t to, const uint16_t *from, int count) {
+    uint32_t v[4] = {0, 0, 0, 0};
+
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (i < count)
+            v[i / 2] |= (uint32_t)from[i] << (16 * (i & 1));
+    sts_128(to, make_uint4(v[0], v[1], v[2], v[3]));
+}
+
+template <class S, int BITS, class T> class pipeline {
+    static constexpr int XLOADS = (S::XROWS * S::XCHUNKS + S::THREADS - 1) / S::THREADS;
+    static constexpr int WCHUNKS = S::KT * FQ_CUDA_TILE_BYTES(BITS) / 16; /* of one strip */
+
+    const fq_cuda_launch &launch;
+    const stage_layout<S, BITS> layout;
+    const uint32_t smem;
+    const int tid, lane, warp_n, warp_m;
+    const int strip0, m0;     /* of this CTA */
+    int tile_begin, tile_end; /* of this CTA's slice of K */
+    const uint16_t *x_rows[XLOADS];
+
+    float sums[S::RW][S::NT][4];
+
+    __device__ __forceinline__ int group_of_step(int step) const {
+        const fq_cuda_matrix &w = launch.w;
+
+        return w.group_shift >= 0 ? step >> w.group_shift : step / w.group_steps;
+    }
+
+    __device__ __forceinline__ void load_x(uint32_t stage, int tile) {
+#pragma unroll
+        for (int j = 0; j < XLOADS; j++) {
+            int index = tid + j * S::THREADS;
+            int row = index / S::XCHUNKS, chunk = index % S::XCHUNKS;
+            int k = tile * FQ_CUDA_TILE + chunk * 8, left = launch.w.k - k;
+            uint32_t to = stage + row * S::XSTRIDE + chunk * 16;
+
+            if (S::XROWS * S::XCHUNKS % S::THREADS && row >= S::XROWS)
+                break;
+            if (!x_rows[j] || left <= 0)
+                cp_async_zfill(to, launch.w.codes, 0);
+            else if (left >= 8 && (reinterpret_cast<uintptr_t>(x_rows[j]) & 15) == 0)
+                cp_async_zfill(to, x_rows[j] + k, 16);
+            else
+                copy_elements(to, x_rows[j] + k, left);
+        }
+    }
+
+    __device__ __forceinline__ void load_w(uint32_t stage, int tile) {
+        const fq_cuda_matrix &w = launch.w;
+        constexpr int COUNT = S::STRIPS * WCHUNKS;
+
+#pragma unroll
+        for (int j = 0; j < (COUNT + S::THREADS - 1) / S::THREADS; j++) {
+            int index = tid + j * S::THREADS;
+            int strip = index / WCHUNKS, chunk = index % WCHUNKS;
+
+            if (COUNT % S::THREADS && index >= COUNT)
+                break;
+            if (strip0 + strip < w.strips && tile + chunk / (WCHUNKS / S::KT) < tile_end)
+                cp_async_once(stage + layout.W + index * 16,
+                              w.codes + ((int64_t)(strip0 + strip) * w.tiles + tile) * layout.TILE +
+                                  chunk * 16);
+        }
+    }
+
+    /* Scales and zero points of a stage: one slot each k16 step, each second one or each tile. */
+    __device__ __forceinline__ void load_groups(uint32_t stage, int tile) {
+        const fq_cuda_matrix &w = launch.w;
+        int slots = S::STRIPS * S::KT << w.slots_log2;
+
+        for (int index = tid; index < 2 * slots; index += S::THREADS) {
+            int slot = index >> 1, part = index & 1;
+            int at = slot >> w.slots_log2; /* [strip][tile of the stage] */
+            int strip = strip0 + at / S::KT, of = tile + at % S::KT;
+            int within = slot - (at << w.slots_log2);
+            int64_t from;
+
+            if (strip >= w.strips || of >= tile_end)
+                continue;
+            from =
+                (int64_t)strip * w.groups + group_of_step(of * 4 + (within << (2 - w.slots_log2)));
+            cp_async_zfill(stage + layout.SCALES + index * 16,
+                           w.scales + from * FQ_CUDA_SCALE_BYTES + part * 16, 16);
+            if (w.zeros && part == 0)
+                cp_async_zfill(stage + layout.zeros + slot * 16,
+                               w.zeros + from * FQ_CUDA_ZERO_BYTES, 16);
+        }
+    }
+
+    __device__ __forceinline__ void load_stage(int index, int tile) {
+        uint32_t stage = smem + index * layout.bytes;
+
+        load_w(stage, tile);
+        load_groups(stage, tile);
+        load_x(stage, tile);
+    }
+
+    __device__ __forceinline__ zero_pair zeros_of(uint32_t stage, int slot) const {
+        if (!launch.w.zeros)
+            return make_zeros<BITS, T>(1u << (BITS - 1), 1u << (BITS - 1));
+        uint32_t pair = lds_16(stage + layout.zeros + slot * 16 + (lane >> 2) * 2);
+
+        return make_zeros<BITS, T>(pair & 0xff, pair >> 8);
+    }
+
+    __device__ __forceinline__ float2 scales_of(uint32_t stage, int slot) const {
+        return unpack_scales(lds_32(stage + layout.SCALES + slot * 32 + (lane >> 2) * 4),
+                             launch.w.scale_bf16);
+    }
+
+    __device__ __forceinline__ void compute_tile(uint32_t stage, int of) {
+        const int slots_log2 = launch.w.slots_log2;
+        const uint32_t x =
+            stage + (warp_m * S::NT * 8 + (lane & 7)) * S::XSTRIDE + of * 128 + (lane >> 3) * 16;
+        lane_codes<BITS> codes[S::RW];
+
+#pragma unroll
+        for (int r = 0; r < S::RW; r++)
+            codes[r] = load_codes<BITS>(
+                stage + layout.W + ((warp_n * S::RW + r) * S::KT + of) * layout.TILE, lane);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint32_t b[S::NT][4];
+
+#pragma unroll
+            for (int j = 0; j < S::NT; j++)
+                ldmatrix_x4(b[j], x + j * 8 * S::XSTRIDE + half * 64);
+#pragma unroll
+            for (int r = 0; r < S::RW; r++) {
+                int slot = ((warp_n * S::RW + r) * S::KT + of << slots_log2) +
+                           (2 * half >> (2 - slots_log2));
+                zero_pair zero = zeros_of(stage, slot);
+                float2 scale = scales_of(stage, slot);
+                float part[S::NT][4] = {};
+                uint32_t a[4];
+
+                fragment<BITS, T>(a, codes[r], 2 * half, zero);
+#pragma unroll
+                for (int j = 0; j < S::NT; j++)
+                    T::mma(part[j], a, b[j][0], b[j][1]);
+                if (slots_log2 == 2) {
+                    add_scaled(r, part, scale);
+#pragma unroll
+                    for (int j = 0; j < S::NT; j++)
+                        part[j][0] = part[j][1] = part[j][2] = part[j][3] = 0.0f;
+                    zero = zeros_of(stage, slot + 1);
+                    scale = scales_of(stage, slot + 1);
+                }
+                fragment<BITS, T>(a, codes[r], 2 * half + 1, zero);
+#pragma unroll
+                for (int j = 0; j < S::NT; j++)
+                    T::mma(part[j], a, b[j][2], b[j][3]);
+                add_scaled(r, part, scale);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void add_scaled(int r, const float (&part)[S::NT][4], float2 scale) {
+#pragma unroll
+        for (int j = 0; j < S::NT; j++) {
+            sums[r][j][0] = fmaf(part[j][0], scale.x, sums[r][j][0]);
+            sums[r][j][1] = fmaf(part[j][1], scale.x, sums[r][j][1]);
+            sums[r][j][2] = fmaf(part[j][2], scale.y, sums[r][j][2]);
+            sums[r][j][3] = fmaf(part[j][3], scale.y, sums[r][j][3]);
+        }
+    }
+
+  public:
+    __device__ __forceinline__ pipeline(const fq_cuda_launch &l, void *shared)
+        : launch(l), layout(l.w), smem(smem_address(shared)), tid(threadIdx.x), lane(tid & 31),
+          warp_n((tid >> 5) % S::WN), warp_m((tid >> 5) / S::WN), strip0(blockIdx.x * S::STRIPS),
+          m0(blockIdx.y * S::XROWS) {
+        tile_begin = (int)((int64_t)launch.w.tiles * blockIdx.z / gridDim.z);
+        tile_end = (int)((int64_t)launch.w.tiles * (blockIdx.z + 1) / gridDim.z);
+#pragma unroll
+        for (int j = 0; j < XLOADS; j++) {
+            int m = m0 + (tid + j * S::THREADS) / S::XCHUNKS;
+
+            if (m >= launch.m)
+                x_rows[j] = nullptr;
+            else if constexpr (S::ROWS)
+                x_rows[j] = static_cast<const uint16_t *>(launch.x_rows[m]);
+            else
+                x_rows[j] = static_cast<const uint16_t *>(launch.x) + m * launch.x_stride;
+        }
+#pragma unroll
+        for (int r = 0; r < S::RW; r++)
+#pragma unroll
+            for (int j = 0; j < S::NT; j++)
+                sums[r][j][0] = sums[r][j][1] = sums[r][j][2] = sums[r][j][3] = 0.0f;
+    }
+
+    __device__ __forceinline__ void run() {
+        int stages = (tile_end - tile_begin + S::KT - 1) / S::KT;
+        int read = 0, write = S::STAGES - 1;
+
+#pragma unroll
+        for (int i = 0; i < S::STAGES - 1; i++) {
+            if (i < stages)
+                load_stage(i, tile_begin + i * S::KT);
+            cp_async_commit();
+        }
+        for (int i = 0; i < stages; i++) {
+            cp_async_wait<S::STAGES - 2>();
+            __syncthreads(); /* stage `read` is here for all, stage `write` is done with */
+            if (i + S::STAGES - 1 < stages)
+                load_stage(write, tile_begin + (i + S::STAGES - 1) * S::KT);
+            cp_async_commit();
+#pragma unroll
+            for (int of = 0; of < S::KT; of++)
+                if (S::KT == 1 || tile_begin + i * S::KT + of < tile_end)
+                    compute_tile(smem + read * layout.bytes, of);
+            read = read + 1 == S::STAGES ? 0 : read + 1;
+            write = write + 1 == S::STAGES ? 0 : write + 1;
+        }
+        cp_async_wait<0>();
+    }
+
+    /* Adds the slices' sums up, in their order; true for the CTA that then holds the total. */
+    __device__ __forceinline__ bool reduce() {
+        constexpr int QUADS = S::RW * S::NT;
+        __shared__ bool last;
+        int block = blockIdx.y * gridDim.x + blockIdx.x;
+        float4 *partials = reinterpret_cast<float4 *>(launch.partials) +
+                           (int64_t)block * gridDim.z * QUADS * S::THREADS + tid;
+        float4 *mine = partials + (int64_t)blockIdx.z * QUADS * S::THREADS;
+
+#pragma unroll
+        for (int q = 0; q < QUADS; q++) {
+            const float *v = sums[q / S::NT][q % S::NT];
+
+            __stcg(mine + q * S::THREADS, make_float4(v[0], v[1], v[2], v[3]));
+        }
+        __threadfence();
+        __syncthreads();
+        if (tid == 0) {
+            last = atomicAdd(&launch.counters[block], 1u) == gridDim.z - 1;
+            if (last)
+                launch.counters[block] = 0; /* for the next launch */
+        }
+        __syncthreads();
+        if (!last)
+            return false;
+        __threadfence();
+#pragma unroll
+        for (int q = 0; q < QUADS; q++) {
+            float *v = sums[q / S::NT][q % S::NT];
+
+            v[0] = v[1] = v[2] = v[3] = 0.0f;
+        }
+        for (int slice = 0; slice < (int)gridDim.z; slice++) {
+#pragma unroll
+            for (int q = 0; q < QUADS; q++) {
+                float4 p = __ldcg(partials + ((int64_t)slice * QUADS + q) * S::THREADS);
+                float *v = sums[q / S::NT][q % S::NT];
+
+                v[0] += p.x;
+                v[1] += p.y;
+                v[2] += p.z;
+                v[3] += p.w;
+            }
+        }
+        return true;
+    }
+
+    __device__ __forceinline__ void store() {
+#pragma unroll
+        for (int j = 0; j < S::NT; j++) {
+#pragma unroll
+            for (int odd = 0; odd < 2; odd++) {
+                int m = m0 + (warp_m * S::NT + j) * 8 + (lane & 3) * 2 + odd;
+                typename T::type *y;
+
+                if (m >= launch.m)
+                    continue;
+                if constexpr (S::ROWS)
+                    y = static_cast<typename T::type *>(launch.y_rows[m]);
+                else
+                    y = static_cast<typename T::type *>(launch.y) + m * launch.y_stride;
+#pragma unroll
+                for (int r = 0; r < S::RW; r++) {
+                    int n = (strip0 + warp_n * S::RW + r) * FQ_CUDA_STRIP + (lane >> 2);
+
+                    if (n < launch.w.n)
+                        y[n] = finish<T>(launch, sums[r][j][odd], n);
+                    if (n + 8 < launch.w.n)
+                        y[n + 8] = finish<T>(launch, sums[r][j][odd + 2], n + 8);
+                }
+            }
+        }
+    }
+};
+
+template <class S, int BITS, class T>
+__global__ void __launch_bounds__(S::THREADS)
+    gemm_kernel(const __grid_constant__ fq_cuda_launch args) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    pipeline<S, BITS, T> p(args, shared);
+
+    p.run();
+    if (gridDim.z == 1 || p.reduce())
+        p.store();
+}
+
+template <class S, int BITS, class T>
+static cudaError_t queue_gemm(const fq_cuda_launch &args, cudaStream_t stream) {
+    dim3 grid((args.w.strips + S::STRIPS - 1) / S::STRIPS, (args.m + S::XROWS - 1) / S::XROWS,
+              args.splits);
+    size_t shared = (size_t)S::STAGES * stage_layout<S, BITS>(args.w).bytes;
+
+    return launch(gemm_kernel<S, BITS, T>, grid, S::THREADS, shared, stream, args);
+}
+
+/* Raises the limit of dynamic shared memory to what the most demanding matrix needs. */
+template <class S, int BITS, class T> static cudaError_t prepare_gemm() {
+    fq_cuda_matrix worst = {};
+
+    worst.slots_log2 = 2;
+    worst.zeros = reinterpret_cast<const uint8_t *>(&worst);
+    return cudaFuncSetAttribute(gemm_kernel<S, BITS, T>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                S::STAGES * stage_layout<S, BITS>(worst).bytes);
+}
+
+#endif
