@@ -59,6 +59,10 @@ bool bench_parse_counts(const char *text, void *value) {
     return parse_list(text, 0, 4096, value);
 }
 
+bool bench_parse_clients(const char *text, void *value) {
+    return parse_list(text, 1, 1024, value);
+}
+
 bool bench_parse_bits(const char *text, void *value) {
     int64_t *bits = value;
 

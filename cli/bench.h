@@ -30,7 +30,7 @@ struct bench_command {
     int (*run)(struct fq_error *err);
 };
 
-extern const struct bench_command bench_kernel;
+extern const struct bench_command bench_kernel, bench_gemm;
 
 /* ---- Parsers (bench-options.c) ----------------------------------------------------------- */
 
@@ -44,6 +44,7 @@ bool bench_parse_text(const char *text, void *value);     /* const char *, not e
 bool bench_parse_positive(const char *text, void *value); /* int64_t: 1 to 2^24 */
 bool bench_parse_rows(const char *text, void *value);     /* struct bench_list: 1 to 65536 */
 bool bench_parse_counts(const char *text, void *value);   /* struct bench_list: 0 to 4096 */
+bool bench_parse_clients(const char *text, void *value);  /* struct bench_list: 1 to 1024 */
 bool bench_parse_bits(const char *text, void *value);     /* int64_t: 8, 4 or 3 */
 bool bench_parse_group(const char *text, void *value);    /* int64_t: 0 for "channel" */
 bool bench_parse_yes(const char *text, void *value);      /* bool: yes or no */

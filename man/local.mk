@@ -2,3 +2,4 @@
 dist_man_MANS += man/finequantctl.1
 
 dist_man_MANS += man/finequant-quantize.1
+dist_man_MANS += man/finequant-bench.1
