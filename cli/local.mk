@@ -11,3 +11,5 @@ finequant_bench_SOURCES = cli/finequant-bench.c cli/bench.h cli/bench-options.c 
 finequant_bench_CPPFLAGS = $(AM_CPPFLAGS) $(OPENBLAS_CFLAGS)
 finequant_bench_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 finequant_bench_LDADD = $(KERNEL_LIBS) $(OPENBLAS_LIBS)
+dist_check_SCRIPTS += cli/test-bench.sh
+TESTS += cli/test-bench.sh

@@ -1,0 +1,63 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# finequant-bench refuses wrong options by name and value, and `kernel` measures every kind of matrix
+# with results within the documented error, in a table and in CSV.
+set -eu
+bench=${top_builddir:-.}/finequant-bench
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+
+# refused STATUS "what the message says" ARGUMENT...
+refused() {
+    expected=$1 says=$2
+    shift 2
+    status=0
+    "$bench" "$@" >"$work/out" 2>"$work/err" || status=$?
+    if [ "$status" != "$expected" ] || ! grep -qF -- "$says" "$work/err"; then
+        echo "finequant-bench $*: status $status, expected $expected and '$says', got:"
+        cat "$work/err"
+        failed=1
+    fi
+}
+refused 2 "no command"
+refused 2 "no command 'nope'" nope
+refused 2 "--bits is '5', allowed are 8, 4 and 3" kernel --bits=5
+refused 2 "--bits needs a value" kernel --bits
+refused 2 "no option --foo" kernel --foo
+refused 2 "'extra' is no option" kernel extra
+refused 2 "--m is '1,,2'" kernel --m=1,,2
+refused 2 "--m is '65537'" kernel --m=65537
+refused 2 "--group is '24'" kernel --group=24
+refused 2 "--threads is '-1'" kernel --threads=-1
+refused 2 "--n is '0'" kernel --n=0
+refused 2 "--k is '1e3'" kernel --k=1e3
+refused 2 "--rotate-mib is 'all'" kernel --rotate-mib=all
+refused 2 "--seconds is 'nan'" kernel --seconds=nan
+refused 2 "--dtype is 'f8'" kernel --dtype=f8
+refused 2 "--zero is 'maybe'" kernel --zero=maybe
+refused 3 "no backend 'tpu'" kernel --backend=tpu
+refused 3 "group size is 128" kernel --group=128 --k=100
+refused 8 "/nowhere/table.csv" kernel --csv=/nowhere/table.csv
+
+# measured "FIELDS,OF,CSV" BOUND ARGUMENT...: the row for m = 1 begins so, and errs less
+measured() {
+    begins=$1 bound=$2
+    shift 2
+    "$bench" kernel --n=96 --k=160 --m=1,70 --threads=1 --rotate-mib=1 --seconds=0.01 \
+        --csv="$work/csv" "$@" >"$work/out"
+    if ! awk -F, -v begins="$begins,1,96,160,1," -v bound="$bound" '
+        NR == 1 { comment = /^# / }
+        NR == 2 { header = $0 == "bits,group,zero,dtype,threads,n,k,m,us,read_us,sgemm_us,err" }
+        NR == 3 { row = index($0, begins) == 1 && $9 > 0 && $12 < bound }
+        END { exit !(comment && header && row && NR == 4) }' "$work/csv"; then
+        echo "finequant-bench kernel $*: expected $begins and errors below $bound, got:"
+        cat "$work/csv"
+        failed=1
+    fi
+}
+measured 4,64,0,f16 1e-3
+measured 8,channel,1,bf16 5e-3 --bits=8 --group=channel --zero=yes --dtype=bf16
+measured 3,32,1,f32 1e-5 --bits=3 --group=32 --zero=yes --dtype=f32
+measured 4,16,0,f16 1e-3 --group=16 --backend=reference
+exit $failed
