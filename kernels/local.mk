@@ -50,4 +50,11 @@ kernels_test_backend_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 kernels_test_conformance_SOURCES = kernels/test-conformance.c
 kernels_test_conformance_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_conformance_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
+if HAVE_CUDA
+check_PROGRAMS += kernels/cuda/test-ipc
+TESTS += kernels/cuda/test-ipc
+kernels_cuda_test_ipc_SOURCES = kernels/cuda/test-ipc.c
+kernels_cuda_test_ipc_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+kernels_cuda_test_ipc_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
+endif
 endif

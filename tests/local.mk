@@ -16,3 +16,5 @@ AM_TESTS_ENVIRONMENT = \
 dist_check_SCRIPTS += tests/check-includes.sh tests/check-manuals.sh
 TESTS += tests/check-includes.sh tests/check-manuals.sh
 EXTRA_DIST += tests/run-python tests/quickstart/minilm.py .ci/run
+# GPU tests: staged here, run on a machine with a GPU.
+EXTRA_DIST += tests/gpu/stage.sh tests/gpu/run.sh
