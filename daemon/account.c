@@ -6,13 +6,13 @@ static int check(const char *what, uint64_t held, uint64_t asked, uint64_t limit
                  struct fq_error *err) {
     if (asked <= limit && held <= limit - asked)
         return 0;
-    return fq_fail(err, FQ_QUOTA, "this session has %llu %s and asks for %llu more, allowed are %llu",
-                   (unsigned long long)held, what, (unsigned long long)asked,
-                   (unsigned long long)limit);
+    return fq_fail(
+        err, FQ_QUOTA, "this session has %llu %s and asks for %llu more, allowed are %llu",
+        (unsigned long long)held, what, (unsigned long long)asked, (unsigned long long)limit);
 }
 
-int fq_account_request(struct fq_account *account, const struct fq_settings *limits,
-                       uint64_t bytes, struct fq_error *err) {
+int fq_account_request(struct fq_account *account, const struct fq_settings *limits, uint64_t bytes,
+                       struct fq_error *err) {
     int rc = check("requests in flight", account->inflight, 1, limits->max_inflight, err);
 
     if (rc == 0 && bytes > 0)

@@ -17,8 +17,8 @@ struct fq_account {
 };
 
 /* Each charges, or returns -FQ_QUOTA with what is held, asked for and allowed. */
-int fq_account_request(struct fq_account *account, const struct fq_settings *limits,
-                       uint64_t bytes, struct fq_error *err);
+int fq_account_request(struct fq_account *account, const struct fq_settings *limits, uint64_t bytes,
+                       struct fq_error *err);
 int fq_account_buffer(struct fq_account *account, const struct fq_settings *limits, uint64_t bytes,
                       struct fq_error *err);
 

@@ -39,9 +39,9 @@ struct fq_daemon {
     uint64_t buffer_bytes; /* of all buffers that exist */
     uint64_t started;      /* uv_hrtime() */
     time_t started_at;
-    struct fq_pack pack;   /* the message being written */
-    uv_prepare_t flush; /* sends what the sessions gathered, once an iteration */
-    uv_timer_t linger;  /* ends a drain whose replies nobody reads */
+    struct fq_pack pack; /* the message being written */
+    uv_prepare_t flush;  /* sends what the sessions gathered, once an iteration */
+    uv_timer_t linger;   /* ends a drain whose replies nobody reads */
     bool draining;
     bool stopping;   /* the loop is closing its handles */
     int exit_status; /* positive enum fq_status */

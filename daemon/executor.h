@@ -18,7 +18,8 @@
 struct fq_daemon;
 struct fq_request;
 
-/* One launch.  The loop's thread fills it, a worker runs it, the loop's thread reads the outcome. */
+/* One launch.  The loop's thread fills it, a worker runs it, the loop's thread reads the outcome.
+ */
 struct fq_batch {
     struct fq_gemm gemm;
     const void *x_rows[FQ_DECODE_ROWS];

@@ -163,7 +163,7 @@ static int bind_socket(struct fq_listener *listener, const char *path, mode_t mo
 
 int fq_listener_init(struct fq_listener *listener, struct fq_daemon *daemon, struct fq_error *err) {
     const char *path = daemon->settings.socket;
-    size_t room = sizeof ((struct sockaddr_un *)0)->sun_path;
+    size_t room = sizeof((struct sockaddr_un *)0)->sun_path;
     int rc;
 
     if (strlen(path) >= room)

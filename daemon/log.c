@@ -58,8 +58,7 @@ static int write_prefix(char *line, size_t size, enum fq_log_level level) {
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &utc);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &utc);
-    return snprintf(line, size, "%s.%03ldZ %-7s ", when, now.tv_nsec / 1000000,
-                    levels[level].name);
+    return snprintf(line, size, "%s.%03ldZ %-7s ", when, now.tv_nsec / 1000000, levels[level].name);
 }
 
 void fq_log(enum fq_log_level level, const char *format, ...) {

@@ -8,6 +8,7 @@
 #include "daemon.h"
 #include "log.h"
 #include "session.h"
+#include "state.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -19,7 +20,7 @@
 #ifdef HAVE_SYSTEMD
 #include <systemd/sd-daemon.h>
 #else
-#define sd_notify(unset, state)       ((void)(state))
+#define sd_notify(unset, state)        ((void)(state))
 #define sd_notifyf(unset, format, ...) ((void)0)
 #endif
 
@@ -61,12 +62,11 @@ static void on_linger(uv_timer_t *timer) {
 }
 
 static bool drained(const struct fq_daemon *daemon) {
-    if (daemon->calls > 0 || daemon->registry.pending > 0 ||
-        !fq_executor_idle(&daemon->executor))
+    if (daemon->calls > 0 || daemon->registry.pending > 0 || !fq_executor_idle(&daemon->executor))
         return false;
-    fq_list_each(node, &daemon->sessions)
-        if (fq_writer_pending(&fq_list_entry(node, struct fq_session, link)->writer) > 0)
-            return false;
+    fq_list_each(
+        node, &daemon->sessions) if (fq_writer_pending(&fq_list_entry(node, struct fq_session, link)
+                                                            ->writer) > 0) return false;
     return true;
 }
 
@@ -208,9 +208,9 @@ static int open_backend(struct fq_daemon *daemon, struct fq_error *err) {
     if (rc == 0)
         rc = fq_backend_info(daemon->backend, &daemon->device, err);
     if (rc == 0)
-        fq_log(FQ_LOG_INFO, "backend %s on %s%s%s, %s kernels, %d threads",
-               daemon->device.backend, daemon->device.name, *daemon->device.uuid ? " " : "",
-               daemon->device.uuid, daemon->device.kernels, daemon->device.threads);
+        fq_log(FQ_LOG_INFO, "backend %s on %s%s%s, %s kernels, %d threads", daemon->device.backend,
+               daemon->device.name, *daemon->device.uuid ? " " : "", daemon->device.uuid,
+               daemon->device.kernels, daemon->device.threads);
     return rc;
 }
 
@@ -247,6 +247,7 @@ static int start(struct fq_daemon *daemon, struct fq_error *err) {
     fq_log(FQ_LOG_INFO, "%s listens on %s", FQ_SERVER_NAME, daemon->settings.socket);
     sd_notifyf(0, "READY=1\nSTATUS=%s on %s", daemon->device.backend, daemon->device.name);
     load_configured(daemon, &daemon->settings, true);
+    fq_state_restore(daemon);
     return 0;
 }
 

@@ -155,8 +155,7 @@ static int run_model_list(struct fq_session *session, const struct fq_message *m
 
     (void)params;
     (void)err;
-    fq_list_each(node, &registry->models)
-        count++;
+    fq_list_each(node, &registry->models) count++;
     fq_pack_array(pack, "models", count);
     fq_list_each(node, &registry->models)
         fq_pack_model(pack, NULL, fq_list_entry(node, struct fq_model, link));
@@ -183,7 +182,7 @@ static int run_model_load(struct fq_session *session, const struct fq_message *m
         .path = given->path,
         .bits = given->bits > 8 ? 9 : (int)given->bits, /* any wrong number will do */
         .group = given->group,
-        .recorded = true,
+        .records = true,
     };
     struct fq_call *call;
     int rc;
@@ -362,8 +361,8 @@ static int run_client_list(struct fq_session *session, const struct fq_message *
 
     (void)params;
     (void)err;
-    fq_list_each(node, sessions)
-        count += sees(session, fq_list_entry(node, struct fq_session, link));
+    fq_list_each(node, sessions) count +=
+        sees(session, fq_list_entry(node, struct fq_session, link));
     fq_pack_array(pack, "clients", count);
     fq_list_each(node, sessions) {
         const struct fq_session *other = fq_list_entry(node, struct fq_session, link);
@@ -409,8 +408,7 @@ static int run_stats(struct fq_session *session, const struct fq_message *messag
     (void)params;
     if (rc < 0)
         return rc;
-    fq_list_each(node, &daemon->registry.models)
-        models++;
+    fq_list_each(node, &daemon->registry.models) models++;
     pack = fq_reply_begin(session, message->id, 21);
     fq_pack_str(pack, "server", FQ_SERVER_NAME);
     fq_pack_u64(pack, "pid", (uint64_t)getpid());
@@ -490,14 +488,14 @@ static int dispatch(struct fq_session *session, const struct fq_message *message
     if (method->admin && !session->admin)
         return fq_fail(err, FQ_DENIED, "%s is for administrators, user %u is none", method->name,
                        (unsigned)session->uid);
-    memset(&params, 0, sizeof params);
+    if (!method->decodes_itself)
+        memset(&params, 0, sizeof params);
     if (method->run == run_model_load) {
         params.load.bits = FQ_LOAD_BITS;
         params.load.group = FQ_LOAD_GROUP;
     }
-    if (!method->decodes_itself &&
-        (rc = fq_params_decode(&message->body, method->fields, method->field_count, &params, err)) <
-            0)
+    if (!method->decodes_itself && (rc = fq_params_decode(&message->body, method->fields,
+                                                          method->field_count, &params, err)) < 0)
         return rc;
     return method->run(session, message, &params, err);
 }

@@ -12,8 +12,8 @@ static size_t bucket_of(uint64_t value) {
         return value;
 
     unsigned octave = 63u - (unsigned)__builtin_clzll(value) - STEP_BITS; /* 0 for 16..31 */
-    size_t index = ((size_t)octave + 1) * FQ_HISTOGRAM_STEPS +
-                   ((value >> octave) & (FQ_HISTOGRAM_STEPS - 1));
+    size_t index =
+        ((size_t)octave + 1) * FQ_HISTOGRAM_STEPS + ((value >> octave) & (FQ_HISTOGRAM_STEPS - 1));
 
     return index < BUCKETS ? index : BUCKETS - 1;
 }

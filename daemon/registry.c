@@ -9,6 +9,7 @@
 #include "log.h"
 #include "methods.h"
 #include "session.h"
+#include "state.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -51,8 +52,8 @@ static int reserve(struct fq_model *model, uint64_t bytes, struct fq_error *err)
         return rc;
     uv_mutex_lock(&registry->lock);
     budget = registry->budget;
-    fq_list_each(node, &registry->models)
-        held += fq_list_entry(node, struct fq_model, link)->reserved;
+    fq_list_each(node, &registry->models) held +=
+        fq_list_entry(node, struct fq_model, link)->reserved;
     available = budget > held ? budget - held : 0;
     if (budget == 0 || device.memory_free < available)
         available = device.memory_free;
@@ -91,10 +92,10 @@ static int prepare(struct fq_model *model, struct fq_checkpoint *checkpoint, str
     model->tensors = calloc(count, sizeof *model->tensors);
     if (!model->tensors)
         return fq_fail(err, FQ_NO_MEMORY, "the table of %zu tensors: out of memory", count);
-    if (biases > 0 && (rc = fq_memory_new(model->daemon->backend,
-                                          model->daemon->device.device_memory ? FQ_MEMORY_DEVICE
-                                                                              : FQ_MEMORY_HOST,
-                                          biases, &model->biases, err)) < 0)
+    if (biases > 0 &&
+        (rc = fq_memory_new(model->daemon->backend,
+                            model->daemon->device.device_memory ? FQ_MEMORY_DEVICE : FQ_MEMORY_HOST,
+                            biases, &model->biases, err)) < 0)
         return rc;
     model->bytes = biases;
     atomic_store(&model->total, count);
@@ -273,10 +274,12 @@ static void after_load(uv_work_t *work, int status) {
         return;
     }
     model->state = FQ_MODEL_READY;
+    model->recorded |= model->records;
     model->loaded_at = time(NULL);
     fq_log(FQ_LOG_INFO, "model %s: %zu matrices, %" PRIu64 " bytes (%" PRIu64 " as fp16), %.2f s",
            model->name, model->count, model->bytes, model->dense_bytes,
            (double)(uv_hrtime() - model->begun) * 1e-9);
+    fq_state_save(model->daemon);
     if (model->waiter) {
         struct fq_session *session = model->waiter->session;
         struct fq_pack *pack = fq_reply_begin(session, model->waiter->id, 1);
@@ -290,10 +293,10 @@ static void after_load(uv_work_t *work, int status) {
 
 static void after_unload(uv_work_t *work, int status) {
     struct fq_model *model = fq_list_entry(work, struct fq_model, work);
-    struct fq_registry *registry = &model->daemon->registry;
+    struct fq_daemon *daemon = model->daemon;
 
     (void)status;
-    registry->pending--;
+    daemon->registry.pending--;
     fq_log(FQ_LOG_INFO, "model %s unloaded: %" PRIu64 " bytes", model->name, model->bytes);
     if (model->waiter) {
         struct fq_session *session = model->waiter->session;
@@ -304,6 +307,7 @@ static void after_unload(uv_work_t *work, int status) {
         fq_call_free(model->waiter);
     }
     model_free(model);
+    fq_state_save(daemon);
 }
 
 static void start_unload(struct fq_model *model) {
@@ -341,16 +345,17 @@ static int check_name(const char *name, struct fq_error *err) {
     return 0;
 }
 
-int fq_registry_load(struct fq_registry *registry, const struct fq_load *load,
-                     struct fq_call *call, struct fq_error *err) {
+int fq_registry_load(struct fq_registry *registry, const struct fq_load *load, struct fq_call *call,
+                     struct fq_error *err) {
     struct fq_model *model;
     int rc = check_name(load->name, err);
 
     if (rc < 0)
         return rc;
     if (*load->path != '/' || strlen(load->path) > FQ_MODEL_PATH_MAX)
-        return fq_fail(err, FQ_INVALID, "path is \"%s\", allowed are absolute ones of 1 to %d bytes",
-                       load->path, FQ_MODEL_PATH_MAX);
+        return fq_fail(err, FQ_INVALID,
+                       "path is \"%s\", allowed are absolute ones of 1 to %d bytes", load->path,
+                       FQ_MODEL_PATH_MAX);
     if (load->bits != 8 && load->bits != 4 && load->bits != 3)
         return fq_fail(err, FQ_INVALID, "bits is %d, allowed are 8, 4 and 3", load->bits);
     if (load->group < 0 || load->group % FQ_GROUP_MIN || load->group > FQ_MATRIX_DIM_MAX)
@@ -369,7 +374,8 @@ int fq_registry_load(struct fq_registry *registry, const struct fq_load *load,
     model->bits = load->bits;
     model->group = load->group;
     model->configured = load->configured;
-    model->recorded = load->recorded;
+    model->records = load->records;
+    model->recorded = load->restored;
     model->waiter = call;
     model->begun = uv_hrtime();
     uv_mutex_lock(&registry->lock);

@@ -30,7 +30,7 @@ struct fq_tensor {
     char *name;
     struct fq_weights *weights;
     struct fq_weights_info info;
-    const void *bias; /* [n] of FQ_F32 in the model's memory, or NULL */
+    const void *bias;     /* [n] of FQ_F32 in the model's memory, or NULL */
     struct fq_list flows; /* the scheduler's: waiting requests, a flow a session */
 };
 
@@ -49,7 +49,8 @@ struct fq_model {
     int bits; /* how dense matrices are quantized */
     int64_t group;
     bool configured; /* named at start: the daemon does not go on without it */
-    bool recorded;   /* goes into the state file */
+    bool records;    /* goes into the state file once it is ready */
+    bool recorded;   /* is to be in the state file */
     enum fq_model_state state;
     struct fq_tensor *tensors; /* sorted by name */
     size_t count;              /* of tensors */
@@ -92,13 +93,15 @@ struct fq_load {
     const char *name, *path;
     int bits; /* bits and group: for dense matrices, as fq_checkpoint_quantize_as */
     int64_t group;
-    bool configured, recorded;
+    bool configured; /* the daemon ends where it cannot be loaded */
+    bool records;    /* on request: to be recorded in the state file */
+    bool restored;   /* named there already */
 };
 
 /* Takes `call`, which may be NULL, when it succeeds; answers it when the model is ready.
  * Errors: -FQ_INVALID, -FQ_EXISTS, -FQ_NO_MEMORY. */
-int fq_registry_load(struct fq_registry *registry, const struct fq_load *load,
-                     struct fq_call *call, struct fq_error *err);
+int fq_registry_load(struct fq_registry *registry, const struct fq_load *load, struct fq_call *call,
+                     struct fq_error *err);
 /* Takes `call` when it succeeds.  Errors: -FQ_NOT_FOUND, -FQ_BUSY. */
 int fq_registry_unload(struct fq_registry *registry, const char *name, struct fq_call *call,
                        struct fq_error *err);

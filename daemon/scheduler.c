@@ -205,8 +205,7 @@ bool fq_scheduler_next(struct fq_scheduler *scheduler, struct fq_batch *batch) {
 
 void fq_scheduler_drop(struct fq_scheduler *scheduler, struct fq_session *session) {
     while (!fq_list_empty(&session->turn.flows)) {
-        struct fq_flow *flow =
-            fq_list_entry(session->turn.flows.next, struct fq_flow, of_session);
+        struct fq_flow *flow = fq_list_entry(session->turn.flows.next, struct fq_flow, of_session);
 
         fq_request_finish(take(scheduler, flow),
                           &(struct fq_error){-FQ_CLOSED, "the session has ended"});

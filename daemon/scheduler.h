@@ -27,9 +27,9 @@ struct fq_request {
     struct fq_list link;  /* in its flow */
     struct fq_call *call; /* owned: its session and the id to answer */
     struct fq_tensor *tensor;
-    struct fq_gemm gemm;                 /* base and stride form */
-    struct fq_buffer *x, *y, *bias;      /* references; bias may be NULL */
-    uint64_t arrived;                    /* uv_hrtime() */
+    struct fq_gemm gemm;            /* base and stride form */
+    struct fq_buffer *x, *y, *bias; /* references; bias may be NULL */
+    uint64_t arrived;               /* uv_hrtime() */
 };
 
 /* What the scheduler keeps in a session; embedded there. */
@@ -47,7 +47,8 @@ struct fq_scheduler {
 void fq_scheduler_init(struct fq_scheduler *scheduler);
 void fq_turn_init(struct fq_turn *turn);
 
-/* Queues a request, which the scheduler owns from here on.  -FQ_NO_MEMORY leaves it the caller's. */
+/* Queues a request, which the scheduler owns from here on.  -FQ_NO_MEMORY leaves it the caller's.
+ */
 int fq_scheduler_add(struct fq_scheduler *scheduler, struct fq_request *request,
                      struct fq_error *err);
 

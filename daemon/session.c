@@ -261,8 +261,7 @@ static int handle(struct fq_session *session, const uint8_t *payload, uint32_t l
 }
 
 static bool paused(const struct fq_session *session) {
-    return session->closed || session->ending ||
-           fq_writer_pending(&session->writer) > OUTPUT_PAUSE;
+    return session->closed || session->ending || fq_writer_pending(&session->writer) > OUTPUT_PAUSE;
 }
 
 /* Handles the whole frames that have arrived.  0, or why the session ends. */

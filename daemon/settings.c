@@ -52,8 +52,7 @@ static const struct option_row options[] = {
      "permissions of the socket"},
     {"backend", "NAME", OPTION_STRING, FIELD(backend), 0, 0, "auto", false,
      "auto, cuda, cpu or reference"},
-    {"device", "ID", OPTION_STRING, FIELD(device), 0, 0, NULL, false,
-     "the GPU, by index or UUID"},
+    {"device", "ID", OPTION_STRING, FIELD(device), 0, 0, NULL, false, "the GPU, by index or UUID"},
     {"threads", "N", OPTION_NUMBER, FIELD(threads), 0, 4096, "0", false,
      "CPU threads; 0 is every core"},
     {"model", "NAME=DIR", OPTION_MODEL, 0, 0, 0, NULL, false,
@@ -70,8 +69,8 @@ static const struct option_row options[] = {
      "memory for weights; 0 is what the device has"},
     {"max-inflight", "N", OPTION_NUMBER, FIELD(max_inflight), 1, COUNT_MAX, "256", true,
      "requests a session may have without a reply"},
-    {"max-inflight-bytes", "SIZE", OPTION_SIZE, FIELD(max_inflight_bytes), 1, BYTES_MAX, "1G",
-     true, "activations those may name"},
+    {"max-inflight-bytes", "SIZE", OPTION_SIZE, FIELD(max_inflight_bytes), 1, BYTES_MAX, "1G", true,
+     "activations those may name"},
     {"max-buffers", "N", OPTION_NUMBER, FIELD(max_buffers), 1, COUNT_MAX, "256", true,
      "buffers a session may have"},
     {"max-buffer-bytes", "SIZE", OPTION_SIZE, FIELD(max_buffer_bytes), 1, BYTES_MAX, "4G", true,
@@ -83,8 +82,7 @@ static const struct option_row options[] = {
     {"check-config", NULL, OPTION_FLAG, FIELD(check_config), 0, 0, NULL, false,
      "check the options and the file, and exit"},
     {"help", NULL, OPTION_FLAG, FIELD(help), 0, 0, NULL, false, "print this and exit"},
-    {"version", NULL, OPTION_FLAG, FIELD(version), 0, 0, NULL, false,
-     "print the version and exit"},
+    {"version", NULL, OPTION_FLAG, FIELD(version), 0, 0, NULL, false, "print the version and exit"},
 };
 
 #define OPTION_COUNT (sizeof options / sizeof *options)
@@ -177,8 +175,8 @@ static int set_ids(struct fq_ids *ids, const struct option_row *row, const char 
         if (!*name)
             continue;
         if (look_up_id(name, row->kind == OPTION_GROUPS, &list[count]) < 0) {
-            rc = fq_fail(err, FQ_USAGE, "%s names \"%s\", and there is no such %s", row->name,
-                         name, row->kind == OPTION_GROUPS ? "group" : "user");
+            rc = fq_fail(err, FQ_USAGE, "%s names \"%s\", and there is no such %s", row->name, name,
+                         row->kind == OPTION_GROUPS ? "group" : "user");
             goto out;
         }
         count++;
@@ -271,8 +269,8 @@ static int read_entry(void *user, const char *section, const char *name, const c
     struct file_reader *reader = user;
 
     if (*section && strcmp(section, "finequantd") != 0) {
-        reader->rc = fq_fail(reader->err, FQ_USAGE, "section [%s], allowed is [finequantd]",
-                             section);
+        reader->rc =
+            fq_fail(reader->err, FQ_USAGE, "section [%s], allowed is [finequantd]", section);
         return 0;
     }
     for (size_t i = CONFIG_ENTRY + 1; i < OPTION_COUNT; i++)

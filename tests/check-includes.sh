@@ -33,6 +33,7 @@ for folder in base kernels proto model daemon client cli; do
     allowed=$(may_include "$folder")
     for file in $(find "$folder" -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh'); do
         for header in $(sed -n 's/^ *# *include "\(.*\)".*/\1/p' "$file"); do
+            [ "$header" != config.h ] || continue # configure's
             owner=$(grep "/${header##*/}\$" "$list" | head -n 1 | cut -d/ -f1)
             checked=$((checked + 1))
             case " $allowed " in
