@@ -59,6 +59,11 @@
 
 #include <stdbool.h>
 
+/* The library is built with hidden visibility: what is declared here is what it shows. */
+#if defined(__GNUC__)
+#pragma GCC visibility push(default)
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -282,5 +287,8 @@ int fq_client_call_json(struct fq_client *client, const char *method, const char
 
 #ifdef __cplusplus
 }
+#endif
+#if defined(__GNUC__)
+#pragma GCC visibility pop
 #endif
 #endif
