@@ -14,4 +14,4 @@ endif
 libfinequant_la_DEPENDENCIES = libfqproto.la client/finequant.map
 libfinequant_la_LIBADD = libfqproto.la $(MSGPACK_LIBS) $(JANSSON_LIBS)
 pkgconfig_DATA += client/finequant.pc
-EXTRA_DIST += client/finequant.map
+EXTRA_DIST += client/finequant.map client/python/finequant.py
