@@ -78,7 +78,7 @@ static int open_shard(struct fq_checkpoint *checkpoint, int dirfd, const char *n
 static int open_indexed(struct fq_checkpoint *checkpoint, int dirfd, const json_t *index,
                         struct fq_error *err) {
     json_t *map = json_object_get(index, "weight_map"), *shard;
-    const char *tensor, *previous = "";
+    const char *tensor, *previous = NULL;
 
     if (!json_is_object(map))
         return fq_fail(err, FQ_FORMAT, FQ_INDEX_FILE ": weight_map is missing or not an object");
@@ -89,7 +89,7 @@ static int open_indexed(struct fq_checkpoint *checkpoint, int dirfd, const json_
         if (!name)
             return fq_fail(err, FQ_FORMAT, FQ_INDEX_FILE ": the file of '%.200s' is not a string",
                            tensor);
-        if (strcmp(name, previous) == 0)
+        if (previous && strcmp(name, previous) == 0)
             continue;
         if (name[0] == '\0' || name[0] == '.' || strchr(name, '/') || strlen(name) > 255)
             return fq_fail(err, FQ_FORMAT,

@@ -10,3 +10,31 @@ libfqmodel_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS)
 # What a program that reads checkpoints links.
 MODEL_LIBS = libfqmodel.la $(OPENMP_CFLAGS)
+
+if HAVE_CMOCKA
+MODEL_TESTS = model/test-safetensors model/test-quantize model/test-checkpoint
+check_PROGRAMS += $(MODEL_TESTS)
+TESTS += $(MODEL_TESTS)
+model_test_safetensors_SOURCES = model/test-safetensors.c
+model_test_safetensors_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
+model_test_safetensors_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
+model_test_quantize_SOURCES = model/test-quantize.c
+model_test_quantize_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+model_test_quantize_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
+model_test_checkpoint_SOURCES = model/test-checkpoint.c
+model_test_checkpoint_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
+model_test_checkpoint_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
+endif
+dist_check_SCRIPTS += tests/python/test-quantize.py
+TESTS += tests/python/test-quantize.py
+
+# The reader under libFuzzer: make fuzz FUZZ_CC=clang && ./fuzz-safetensors -max_total_time=60
+FUZZ_CC = clang
+fuzz_inputs = tests/fuzz/fuzz-safetensors.c model/safetensors.c base/error.c
+EXTRA_DIST += tests/fuzz/fuzz-safetensors.c
+CLEANFILES += fuzz-safetensors
+.PHONY: fuzz
+fuzz:
+	cd $(srcdir) && $(FUZZ_CC) -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined \
+		-D_GNU_SOURCE -Ibase -Ikernels -Imodel $(JANSSON_CFLAGS) $(fuzz_inputs) \
+		$(JANSSON_LIBS) -o $(abs_builddir)/fuzz-safetensors

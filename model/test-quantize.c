@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The quantizer against a plain float64 loop that shares no code with it but the fp16 rounding. */
+#include "quantize.h"
+
+#include "half.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static float random_weight(uint32_t *state) {
+    float sum = 0;
+
+    for (int i = 0; i < 6; i++) {
+        *state = *state * 1664525u + 1013904223u;
+        sum += (float)(*state >> 8) / 16777216.0f - 0.5f;
+    }
+    return sum * 0.05f * ((*state >> 20 & 63) == 0 ? 30.0f : 1.0f); /* and outliers */
+}
+
+static void *make_weights(int64_t n, int64_t k, int type) {
+    uint32_t seed = (uint32_t)(n * 131 + k);
+    void *data = malloc((size_t)(n * k) * fq_dtype_size(type));
+
+    for (int64_t i = 0; i < n * k; i++)
+        fq_store(data, type, (size_t)i, random_weight(&seed));
+    return data;
+}
+
+static double weight(const struct fq_dense *dense, int64_t n, int64_t k) {
+    return (double)fq_load(dense->data, (int)dense->type, (size_t)(n * dense->k + k));
+}
+
+static void check_group(const struct fq_dense *dense, const struct fq_matrix *matrix, int64_t n,
+                        int64_t begin, int64_t end) {
+    double largest = 0, levels = pow(2, matrix->bits) - 1, half = pow(2, matrix->bits - 1), s;
+    uint16_t stored;
+
+    for (int64_t k = begin; k < end; k++)
+        largest = fmax(largest, fabs(weight(dense, n, k)));
+    memcpy(&stored,
+           (const char *)matrix->scales +
+               (n * fq_matrix_groups(matrix) + begin / matrix->group) * 2,
+           2);
+    assert_int_equal(stored, fq_f32_to_f16((float)(2 * largest / levels)));
+    s = (double)fq_f16_to_f32(stored);
+    for (int64_t k = begin; k < end; k++) {
+        double q = s == 0 ? 0 : fmin(fmax(nearbyint(weight(dense, n, k) / s), -half), half - 1);
+
+        assert_int_equal(fq_matrix_code(matrix, n, k), (int)(q + half));
+    }
+}
+
+static void matches_a_float64_loop(void **state) {
+    static const struct {
+        int64_t n, k, group;
+    } shapes[] = {{1, 1, 0}, {3, 64, 16}, {5, 100, 32}, {4, 257, 64}, {7, 130, 0}, {2, 33, 128}};
+    static const int bits[] = {8, 4, 3};
+    static const int types[] = {FQ_F32, FQ_F16, FQ_BF16};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes * 9; i++) {
+        int64_t n = shapes[i / 9].n, k = shapes[i / 9].k;
+        struct fq_dense dense = {.n = n, .k = k, .type = (enum fq_dtype)types[i % 3]};
+        struct fq_matrix matrix = {.bits = bits[i / 3 % 3], .group = shapes[i / 9].group};
+        struct fq_error err;
+        void *data = make_weights(n, k, types[i % 3]), *storage;
+
+        dense.data = data;
+        assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), 0);
+        assert_int_equal(matrix.group,
+                         shapes[i / 9].group && shapes[i / 9].group < k ? shapes[i / 9].group : k);
+        for (int64_t row = 0; row < n; row++)
+            for (int64_t begin = 0; begin < k; begin += matrix.group)
+                check_group(&dense, &matrix, row, begin,
+                            begin + matrix.group < k ? begin + matrix.group : k);
+        free(storage);
+        free(data);
+    }
+}
+
+static void int4_scale_is_absmax_over_7_5(void **state) {
+    float weights[16] = {-7.5f, 7.5f, 3.4f, 0.5f, 1.5f};
+    static const unsigned codes[5] = {0, 15, 11, 8, 10}; /* ties to even; +8 clips to +7 */
+    struct fq_dense dense = {.n = 1, .k = 16, .type = FQ_F32, .data = weights};
+    struct fq_matrix matrix = {.bits = 4, .group = 16};
+    struct fq_error err;
+    void *storage;
+    uint16_t scale;
+
+    (void)state;
+    assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), 0);
+    memcpy(&scale, matrix.scales, 2);
+    assert_int_equal(scale, 0x3c00); /* 1.0 */
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(fq_matrix_code(&matrix, 0, i), codes[i]);
+    free(storage);
+}
+
+static void names_the_first_weight_that_is_not_finite(void **state) {
+    static const struct {
+        uint32_t bits;
+        const char *words;
+    } cases[] = {{0x7fc00000, "row 2, column 17 is NaN"},
+                 {0x7f800000, "row 2, column 17 is infinite"},
+                 {0xff800000, "row 2, column 17 is infinite"},
+                 {0x7f000000, "row 2, columns from 16: the largest magnitude"}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        float weights[5 * 32] = {0};
+        struct fq_dense dense = {.n = 5, .k = 32, .type = FQ_F32, .data = weights};
+        struct fq_matrix matrix = {.bits = 4, .group = 16};
+        struct fq_error err;
+        void *storage = NULL;
+
+        weights[2 * 32 + 17] = weights[4 * 32 + 1] = fq_f32_from_bits(cases[i].bits);
+        assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), -FQ_INVALID);
+        if (!strstr(err.message, cases[i].words))
+            fail_msg("%s", err.message);
+    }
+}
+
+static void zero_weights_have_no_error(void **state) {
+    float weights[64] = {0};
+    struct fq_dense dense = {.n = 2, .k = 32, .type = FQ_F32, .data = weights};
+    struct fq_matrix matrix = {.bits = 3, .group = 16};
+    struct fq_error err;
+    void *storage;
+
+    (void)state;
+    assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), 0);
+    assert_true(fq_quantize_error(&dense, &matrix) == 0);
+    free(storage);
+}
+
+static void error_is_the_relative_frobenius_norm(void **state) {
+    struct fq_dense dense = {.n = 6, .k = 96, .type = FQ_BF16};
+    struct fq_matrix matrix = {.bits = 4, .group = 32};
+    double row[96], difference = 0, norm = 0;
+    struct fq_error err;
+    void *data = make_weights(6, 96, FQ_BF16), *storage;
+
+    (void)state;
+    dense.data = data;
+    assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), 0);
+    for (int64_t n = 0; n < 6; n++) {
+        fq_matrix_dequantize_row(&matrix, n, row);
+        for (int64_t k = 0; k < 96; k++) {
+            difference += pow(weight(&dense, n, k) - row[k], 2);
+            norm += pow(weight(&dense, n, k), 2);
+        }
+    }
+    assert_true(fabs(fq_quantize_error(&dense, &matrix) - sqrt(difference / norm)) < 1e-12);
+    free(storage);
+    free(data);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(matches_a_float64_loop),
+        cmocka_unit_test(int4_scale_is_absmax_over_7_5),
+        cmocka_unit_test(names_the_first_weight_that_is_not_finite),
+        cmocka_unit_test(zero_weights_have_no_error),
+        cmocka_unit_test(error_is_the_relative_frobenius_norm),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL) ? 1 : 0;
+}
