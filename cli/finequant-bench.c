@@ -14,6 +14,7 @@
 
 static const struct bench_command *const commands[] = {
     &bench_kernel,
+    &bench_gemm,
 };
 
 #define COMMAND_COUNT (sizeof commands / sizeof *commands)

@@ -39,6 +39,12 @@ refused 2 "--zero is 'maybe'" kernel --zero=maybe
 refused 3 "no backend 'tpu'" kernel --backend=tpu
 refused 3 "group size is 128" kernel --group=128 --k=100
 refused 8 "/nowhere/table.csv" kernel --csv=/nowhere/table.csv
+refused 2 "--model is needed" gemm
+refused 2 "--clients is '0'" gemm --clients=0
+refused 2 "--clients is '1,1025'" gemm --clients=1,1025
+refused 2 "--requests is '0'" gemm --requests=0
+refused 2 "--tensor is ''" gemm --tensor=
+refused 17 "/nowhere/socket" gemm --model=none --socket=/nowhere/socket
 
 # measured "FIELDS,OF,CSV" BOUND ARGUMENT...: the row for m = 1 begins so, and errs less
 measured() {
