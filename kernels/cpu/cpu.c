@@ -4,7 +4,7 @@
  * fp32 once a call, and splits large M into passes.  A GEMM runs in the caller,
  * with OpenMP threads beside it.
  *
- * FINEQUANT_CPU_KERNELS=generic|avx2|avx512 takes a lesser set than the best, to
+ * FINEQUANT_CPU_KERNELS=generic|avx2|avx512|avx512vnni takes a lesser set than the best, to
  * test it or to work round a processor.
  */
 #ifdef HAVE_CONFIG_H
@@ -25,8 +25,8 @@ struct cpu_backend {
 
 struct cpu_stream {
     struct fq_stream base;
-    float *scratch; /* grows to what the largest call needed */
-    size_t scratch_floats;
+    char *scratch; /* page aligned; grows to what the largest call needed */
+    size_t scratch_bytes;
 };
 
 size_t fq_cpu_scratch_floats(int64_t rows) {
@@ -35,6 +35,9 @@ size_t fq_cpu_scratch_floats(int64_t rows) {
 
 static bool runs_here(const struct fq_cpu_kernels *kernels) {
 #ifdef FQ_CPU_X86
+    if (kernels == &fq_cpu_avx512vnni)
+        return runs_here(&fq_cpu_avx512) && __builtin_cpu_supports("avx512vnni") &&
+               __builtin_cpu_supports("avx512vbmi");
     if (kernels == &fq_cpu_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -49,6 +52,7 @@ static bool runs_here(const struct fq_cpu_kernels *kernels) {
 static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *err) {
     static const struct fq_cpu_kernels *const best_first[] = {
 #ifdef FQ_CPU_X86
+        &fq_cpu_avx512vnni,
         &fq_cpu_avx512,
         &fq_cpu_avx2,
 #endif
@@ -66,7 +70,8 @@ static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *er
             return fq_fail(err, FQ_UNAVAILABLE, "FINEQUANT_CPU_KERNELS=%s: not on this processor",
                            wanted);
     }
-    return fq_fail(err, FQ_INVALID, "FINEQUANT_CPU_KERNELS=%s: there are avx512, avx2 and generic",
+    return fq_fail(err, FQ_INVALID,
+                   "FINEQUANT_CPU_KERNELS=%s, allowed are avx512vnni, avx512, avx2 and generic",
                    wanted);
 }
 
@@ -130,17 +135,16 @@ static void cpu_stream_free(struct fq_stream *base) {
     free(stream);
 }
 
-static int reserve(struct cpu_stream *stream, size_t floats, struct fq_error *err) {
-    if (floats <= stream->scratch_floats)
+static int reserve(struct cpu_stream *stream, size_t bytes, struct fq_error *err) {
+    if (bytes <= stream->scratch_bytes)
         return 0;
-    floats = (floats + 1023) / 1024 * 1024;
+    bytes = (bytes + 4095) / 4096 * 4096;
     free(stream->scratch);
-    stream->scratch_floats = 0;
-    stream->scratch = aligned_alloc(4096, floats * sizeof(float));
+    stream->scratch_bytes = 0;
+    stream->scratch = aligned_alloc(4096, bytes);
     if (!stream->scratch)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu bytes of scratch",
-                       floats * sizeof(float));
-    stream->scratch_floats = floats;
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu bytes of scratch", bytes);
+    stream->scratch_bytes = bytes;
     return 0;
 }
 
@@ -157,45 +161,89 @@ static void sum_groups(const struct fq_cpu_weights *weights, const float *x, flo
     }
 }
 
-static size_t round_up(size_t value) {
-    return (value + 15) / 16 * 16; /* floats in a cache line */
+/* Where the parts of a pass's scratch memory lie: bytes from its start, each on a cache line. */
+struct parts {
+    size_t x, sums, fixed, limbs, chunks, threads, total;
+};
+
+static size_t take(struct parts *parts, size_t bytes) {
+    size_t at = parts->total;
+
+    parts->total += (bytes + 63) / 64 * 64;
+    return at;
+}
+
+static struct parts lay_out(const struct cpu_backend *backend, const struct fq_cpu_weights *weights,
+                            int64_t rows, bool decode) {
+    const size_t count = (size_t)rows, k = (size_t)weights->k_padded;
+    struct parts parts = {0};
+
+    parts.x = take(&parts, count * k * sizeof(float));
+    if (!decode) {
+        parts.threads =
+            take(&parts, fq_cpu_scratch_floats(rows) * sizeof(float) * (size_t)backend->threads);
+        return parts;
+    }
+    parts.sums = take(&parts, weights->zeros ? count * (size_t)weights->groups * sizeof(float) : 0);
+    if (backend->kernels->to_fixed) {
+        parts.fixed = take(&parts, count * sizeof(struct fq_cpu_fixed));
+        parts.limbs = take(&parts, count * k * FQ_CPU_LIMBS);
+        parts.chunks =
+            take(&parts, count * (size_t)fq_cpu_chunks(weights) * sizeof(struct fq_cpu_chunk));
+    }
+    return parts;
+}
+
+/* X to float, and for decode to what the kernels take. */
+static void convert_rows(struct fq_cpu_job *job, const struct fq_cpu_kernels *kernels,
+                         const struct parts *parts, char *scratch, bool decode) {
+    const struct fq_cpu_weights *weights = job->weights;
+    const int64_t k = weights->base.info.k, chunks = fq_cpu_chunks(weights);
+    struct fq_cpu_fixed *fixed = (struct fq_cpu_fixed *)(void *)(scratch + parts->fixed);
+    float *sums = (float *)(void *)(scratch + parts->sums);
+
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(job->threads) if (job->threads > 1 && job->rows > 1)
+    for (int64_t m = 0; m < job->rows; m++) {
+        float *x = (float *)(void *)(scratch + parts->x) + m * weights->k_padded;
+        bool floats = true;
+
+        kernels->to_f32(x, fq_gemm_x_row(job->gemm, job->row + m), job->gemm->type, k);
+        memset(x + k, 0, (size_t)(weights->k_padded - k) * sizeof *x);
+        if (decode && kernels->to_fixed) {
+            fixed[m] = (struct fq_cpu_fixed){
+                .limbs = (int8_t *)scratch + parts->limbs + m * weights->k_padded * FQ_CPU_LIMBS,
+                .chunks = (struct fq_cpu_chunk *)(void *)(scratch + parts->chunks) + m * chunks,
+            };
+            floats = !kernels->to_fixed(weights, x, job->gemm->type, &fixed[m]);
+        }
+        if (decode && floats && weights->zeros)
+            sum_groups(weights, x, sums + m * weights->groups);
+    }
+    job->x = (float *)(void *)(scratch + parts->x);
+    job->x_sum = weights->zeros ? sums : NULL;
+    job->fixed = fixed;
 }
 
 static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64_t row,
                     int64_t rows, struct fq_error *err) {
     const struct cpu_backend *backend = (const struct cpu_backend *)stream->base.backend;
     const struct fq_cpu_weights *weights = (const struct fq_cpu_weights *)gemm->weights;
-    const int64_t k = weights->base.info.k;
     const bool decode = gemm->m <= FQ_DECODE_ROWS;
-    const size_t x_floats = round_up((size_t)(rows * weights->k_padded));
-    const size_t sum_floats =
-        weights->zeros && decode ? round_up((size_t)(rows * weights->groups)) : 0;
-    const size_t thread_floats =
-        decode ? 0 : fq_cpu_scratch_floats(rows) * (size_t)backend->threads;
-    int status = reserve(stream, x_floats + sum_floats + thread_floats, err);
+    const struct parts parts = lay_out(backend, weights, rows, decode);
+    int status = reserve(stream, parts.total, err);
 
     if (status)
         return status;
-    float *x = stream->scratch;
-    float *sums = sum_floats ? x + x_floats : NULL;
-    for (int64_t m = 0; m < rows; m++) {
-        float *line = x + m * weights->k_padded;
-
-        backend->kernels->to_f32(line, fq_gemm_x_row(gemm, row + m), gemm->type, k);
-        memset(line + k, 0, (size_t)(weights->k_padded - k) * sizeof *line);
-        if (sums)
-            sum_groups(weights, line, sums + m * weights->groups);
-    }
     struct fq_cpu_job job = {
         .weights = weights,
         .gemm = gemm,
         .row = row,
         .rows = rows,
-        .x = x,
-        .x_sum = sums,
         .threads = backend->threads < weights->blocks ? backend->threads : (int)weights->blocks,
-        .scratch = x + x_floats + sum_floats,
+        .scratch = (float *)(void *)(stream->scratch + parts.threads),
     };
+    convert_rows(&job, backend->kernels, &parts, stream->scratch, decode);
     if (decode)
         backend->kernels->decode(&job);
     else

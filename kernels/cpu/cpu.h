@@ -8,12 +8,17 @@
  * that a weight is multiplied with a broadcast activation and nothing is summed
  * across lanes:
  *
- *     4 and 3 bits:  word 0 of rows 0..63 | word 1 of rows 0..63 | ...
- *                    where the words of a row are its canonical stream: 8 codes
- *                    a word, or 32 codes in three words
- *     8 bits:        k = 0 of rows 0..63 | k = 1 of rows 0..63 | ...   one byte each
+ *     codes:         word 0 of rows 0..63 | word 1 of rows 0..63 | ...
  *     scales:        group 0 of rows 0..63 | group 1 of rows 0..63 | ...
  *     zero points:   likewise, as int8: zero − 2^(bits−1)
+ *
+ * The words of a row, codes by their column, highest bits left:
+ *
+ *     8 bits:  |   3   |   2   |   1   |   0   |     four columns of one row lie in
+ *     4 bits:  | 7 | 3 | 6 | 2 | 5 | 1 | 4 | 0 |     the bytes of one lane
+ *     3 bits:  | b0  | 7  6  5  4  3  2  1  0  |     three words hold 32 codes; the
+ *              | b1  | 15 14 13 12 11 10  9  8 |     bytes b2 b1 b0, as one number,
+ *              | b2  | 23 22 21 20 19 18 17 16 |     are codes 31 down to 24
  *
  * Codes are stored less 2^(bits−1), in two's complement of `bits` bits, so that
  * sign extension gives the weight over its scale exactly.
@@ -42,6 +47,57 @@ struct fq_cpu_weights {
     size_t mapping_bytes;
 };
 
+/* A row of X in block fixed point, as dot.c describes.  A chunk is the span of columns that share a
+ * unit: a group, or FQ_CPU_CHUNK columns of a longer one. */
+#define FQ_CPU_CHUNK 256
+#define FQ_CPU_LIMBS 3
+
+struct fq_cpu_chunk {
+    uint32_t largest; /* bits of the largest magnitude */
+    float unit;
+    float sum; /* of the integers */
+    int32_t
+        offset[FQ_CPU_LIMBS]; /* −2^(bits−1) times each limb's sum: makes unsigned codes signed */
+};
+
+struct fq_cpu_fixed {
+    int count;                   /* limbs in use, 2 or 3; 0: the row has to be computed in fp32 */
+    int8_t *limbs;               /* [k_padded / 16][FQ_CPU_LIMBS][16] */
+    struct fq_cpu_chunk *chunks; /* [fq_cpu_chunks] */
+};
+
+/* Walks the chunks: start with {0}. */
+struct fq_cpu_span {
+    int64_t begin, end; /* columns */
+    int64_t index, group;
+    int64_t started; /* spans given so far */
+};
+
+static inline bool fq_cpu_next_span(const struct fq_cpu_weights *weights,
+                                    struct fq_cpu_span *span) {
+    span->begin = span->end;
+    if (span->begin >= weights->k_padded)
+        return false;
+    /* Padding past k belongs to the last group: its weights are zero. */
+    span->group = span->begin / weights->base.info.group;
+    if (span->group >= weights->groups)
+        span->group = weights->groups - 1;
+    span->end = span->group == weights->groups - 1 ? weights->k_padded
+                                                   : (span->group + 1) * weights->base.info.group;
+    if (span->end > span->begin + FQ_CPU_CHUNK)
+        span->end = span->begin + FQ_CPU_CHUNK;
+    span->index = span->started++;
+    return true;
+}
+
+static inline int64_t fq_cpu_chunks(const struct fq_cpu_weights *weights) {
+    struct fq_cpu_span span = {0};
+
+    while (fq_cpu_next_span(weights, &span))
+        ;
+    return span.started;
+}
+
 /* A GEMM with X converted: what the instruction sets compute. */
 struct fq_cpu_job {
     const struct fq_cpu_weights *weights;
@@ -50,6 +106,7 @@ struct fq_cpu_job {
     int64_t rows;       /* and how many */
     const float *x;     /* [rows][k_padded], zero-padded */
     const float *x_sum; /* [rows][groups]: sums of x over each group; NULL when symmetric */
+    const struct fq_cpu_fixed *fixed; /* [rows]; NULL where the kernels have no to_fixed */
     int threads;
     float *scratch; /* [threads][fq_cpu_scratch_floats(rows)], 64-byte aligned */
 };
@@ -63,13 +120,21 @@ struct fq_cpu_kernels {
      * depend on the other rows.  panel: dequantizes a panel at a time, for many rows. */
     void (*decode)(const struct fq_cpu_job *job);
     void (*panel)(const struct fq_cpu_job *job);
-    /* One row of X to float, and one block row of results to Y. */
+    /* One row of X to float. */
     void (*to_f32)(float *out, const void *in, enum fq_dtype type, int64_t count);
+    /* One row of X, [k_padded] floats of what was `type`, to what fixed->limbs and ->chunks point
+     * to.  False: it cannot be, and is left to fp32.  NULL: decode takes floats. */
+    bool (*to_fixed)(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
+                     struct fq_cpu_fixed *fixed);
+    /* Epilogue and rounding: values[rows][64] to rows `row`.. and a block's columns of Y. */
+    void (*finish)(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
+                   float *values);
 };
 
 extern const struct fq_cpu_kernels fq_cpu_generic;
 extern const struct fq_cpu_kernels fq_cpu_avx2;
 extern const struct fq_cpu_kernels fq_cpu_avx512;
+extern const struct fq_cpu_kernels fq_cpu_avx512vnni;
 
 /* Bias and activation, in place: values[i] is column `column + i` of Y.  (epilogue.c) */
 void fq_cpu_epilogue(const struct fq_gemm *gemm, int64_t column, float *values, int64_t count);

@@ -74,7 +74,9 @@ INLINE vf field(vu word, int shift, int bits) {
     const __m512 four = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
     const __m512 three = _mm512_setr_ps(0, 1, 2, 3, -4, -3, -2, -1, 0, 1, 2, 3, -4, -3, -2, -1);
 
-    return (vf)_mm512_permutexvar_ps((__m512i)(word >> shift), bits == 4 ? four : three);
+    if (bits < 8)
+        return (vf)_mm512_permutexvar_ps((__m512i)(word >> shift), bits == 4 ? four : three);
+    return (vf)_mm512_cvtepi32_ps((__m512i)((vi)(word << (24 - shift)) >> 24));
 #else
     return __builtin_convertvector((vi)(word << (32 - bits - shift)) >> (32 - bits), vf);
 #endif
@@ -82,34 +84,22 @@ INLINE vf field(vu word, int shift, int bits) {
 
 /* Weights j of a step of 16 columns, for the VL rows that begin at `lane` of a block. */
 INLINE vf weight(const uint8_t *codes, int64_t step, int half, int j, int lane, int bits) {
-    if (bits == 8) {
-        vb bytes;
-
-        memcpy(&bytes, codes + (step * FQ_CPU_STEP + j) * FQ_CPU_BLOCK + lane, sizeof bytes);
-#if defined __AVX512F__
-        __m128i narrow;
-        memcpy(&narrow, &bytes, sizeof narrow);
-        return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(narrow));
-#elif defined __AVX2__
-        return (vf)_mm256_cvtepi32_ps(
-            _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)&bytes)));
-#else
-        return __builtin_convertvector(bytes, vf);
-#endif
-    }
     const vu *words = (const vu *)(const void *)(codes + lane * 4);
     const int64_t pitch = FQ_CPU_BLOCK / VL; /* vectors from a word to the next */
 
+    if (bits == 8)
+        return field(words[(step * 4 + j / 4) * pitch], j % 4 * 8, 8);
     if (bits == 4)
-        return field(words[(step * 2 + j / 8) * pitch], j % 8 * 4, 4);
+        return field(words[(step * 2 + j / 8) * pitch], j % 4 * 8 + j % 8 / 4 * 4, 4);
 
     /* Two steps share three words; `half` is which of the two this is. */
-    const int bit = half * 48 + j * 3;
-    const vu *low = words + (step / 2 * 3 + bit / 32) * pitch;
-
-    if (bit % 32 <= 29)
-        return field(*low, bit % 32, 3);
-    return field(*low >> bit % 32 | low[pitch] << (32 - bit % 32), 0, 3);
+    words += step / 2 * 3 * pitch;
+    if (half == 0)
+        return field(words[j / 8 * pitch], j % 8 * 3, 3);
+    if (j < 8)
+        return field(words[2 * pitch], j * 3, 3);
+    return field(words[0] >> 24 | words[pitch] >> 24 << 8 | words[2 * pitch] >> 24 << 16,
+                 (j - 8) * 3, 3);
 }
 
 INLINE vf scale(const uint16_t *scales, enum fq_dtype type) {
@@ -261,8 +251,8 @@ static tile_function *tile_for(int bits, int mr) {
     return table[bits == 8 ? 0 : bits == 4 ? 1 : 2][mr / 2];
 }
 
-static void finish_rows(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
-                        float *values) {
+static void finish(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
+                   float *values) {
     const struct fq_weights_info *info = &job->weights->base.info;
     int64_t column = block * FQ_CPU_BLOCK;
     int64_t count = info->n - column < FQ_CPU_BLOCK ? info->n - column : FQ_CPU_BLOCK;
@@ -295,7 +285,7 @@ static void decode_block(const struct fq_cpu_job *job, int64_t block) {
         tile.x_sum = job->x_sum ? job->x_sum + row * weights->groups : NULL;
         for (tile.lane = 0; tile.lane < FQ_CPU_BLOCK; tile.lane += NV * VL)
             run(&tile, values);
-        finish_rows(job, block, row, mr, values);
+        finish(job, block, row, mr, values);
         row += mr;
     }
 }
@@ -402,7 +392,7 @@ static void panel_block(const struct fq_cpu_job *job, int64_t block, float *pane
         dequantize_panel(&tile, k, columns, panel);
         multiply_panel(job->x + k, weights->k_padded, panel, columns, values, job->rows);
     }
-    finish_rows(job, block, 0, job->rows, values);
+    finish(job, block, 0, job->rows, values);
 }
 
 static void panel(const struct fq_cpu_job *job) {
@@ -425,4 +415,5 @@ const struct fq_cpu_kernels NAME(FQ_CPU_ISA) = {
     .decode = decode,
     .panel = panel,
     .to_f32 = to_f32,
+    .finish = finish,
 };

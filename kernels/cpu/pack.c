@@ -9,14 +9,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* The sign bit of every code: xor turns code into code − 2^(bits−1), two's complement.  For 3 bits
- * the pattern has a period of three words. */
-static uint32_t sign_pattern(int bits, int64_t word) {
-    static const uint32_t three[] = {0x24924924u, 0x49249249u, 0x92492492u};
-
-    return bits == 8 ? 0x80808080u : bits == 4 ? 0x88888888u : three[word % 3];
-}
-
 struct sizes {
     int64_t blocks, k_padded, groups, block_bytes;
     size_t codes, scales, zeros, total;
@@ -41,40 +33,50 @@ uint64_t fq_cpu_weights_size(struct fq_backend *backend, const struct fq_matrix 
     return measure(matrix).total;
 }
 
-/* Word `word` of a row, with the codes past k made zero weights. */
-static uint32_t signed_word(const struct fq_matrix *matrix, const uint8_t *row, int64_t word) {
-    int64_t row_words = fq_matrix_row_bytes(matrix) / 4;
-    int64_t bits_left = matrix->k * matrix->bits - word * 32;
-    uint32_t value = 0;
+/* Bit of the packed words at which the code of column k lies, within 32 columns. */
+static int bit_of(int bits, int k) {
+    if (bits == 8)
+        return k * 8;
+    if (bits == 4)
+        return k / 8 * 32 + k % 4 * 8 + k % 8 / 4 * 4;
+    return k < 24 ? k / 8 * 32 + k % 8 * 3 : -1; /* the rest is spread over the top bytes */
+}
 
-    if (word < row_words)
-        memcpy(&value, row + word * 4, 4);
-    value ^= sign_pattern(matrix->bits, word);
-    if (bits_left <= 0)
-        return 0;
-    if (bits_left < 32)
-        value &= (1u << bits_left) - 1;
-    return value;
+/* The words of 32 columns from column `first` on; columns past k are zero weights. */
+static void pack_words(const struct fq_matrix *matrix, int64_t row, int64_t first,
+                       uint32_t *words) {
+    const unsigned sign = 1u << (matrix->bits - 1);
+    uint32_t spread = 0;
+
+    memset(words, 0, (size_t)matrix->bits * sizeof *words);
+    for (int k = 0; k < 32 && first + k < matrix->k; k++) {
+        uint32_t code = fq_matrix_code(matrix, row, first + k) ^ sign;
+        int bit = bit_of(matrix->bits, k);
+
+        if (bit < 0)
+            spread |= code << 3 * (k - 24);
+        else
+            words[bit / 32] |= code << bit % 32;
+    }
+    if (matrix->bits == 3)
+        for (int i = 0; i < 3; i++)
+            words[i] |= spread >> 8 * i << 24;
 }
 
 static void pack_codes(const struct fq_matrix *matrix, const struct sizes *sizes, int64_t block,
                        uint8_t *out) {
-    int64_t words = sizes->k_padded * matrix->bits / 32;
+    const int64_t pitch = FQ_CPU_BLOCK * 4; /* bytes from a word to the next */
 
     for (int64_t r = 0; r < FQ_CPU_BLOCK; r++) {
         int64_t n = block * FQ_CPU_BLOCK + r;
         if (n >= matrix->n)
             break;
-        const uint8_t *row = (const uint8_t *)matrix->codes + n * fq_matrix_row_bytes(matrix);
+        for (int64_t k = 0; k < sizes->k_padded; k += FQ_CPU_K_ALIGN) {
+            uint32_t words[8];
 
-        for (int64_t word = 0; word < words; word++) {
-            uint32_t value = signed_word(matrix, row, word);
-
-            if (matrix->bits == 8)
-                for (int i = 0; i < 4; i++)
-                    out[(word * 4 + i) * FQ_CPU_BLOCK + r] = (uint8_t)(value >> 8 * i);
-            else
-                memcpy(out + (word * FQ_CPU_BLOCK + r) * 4, &value, 4);
+            pack_words(matrix, n, k, words);
+            for (int i = 0; i < matrix->bits; i++)
+                memcpy(out + (k / FQ_CPU_K_ALIGN * matrix->bits + i) * pitch + r * 4, &words[i], 4);
         }
     }
 }
