@@ -234,7 +234,8 @@ static int check_usage(const struct ctl_command *command, const char *used, int 
 
 static int run(struct ctl *ctl, int argc, char **argv) {
     struct option longs[OPTION_COUNT + 1] = {0};
-    char shorts[2 * OPTION_COUNT + 1] = "", used[32] = "";
+    char shorts[2 * OPTION_COUNT + 1] = "", used[OPTION_COUNT + 1] = "";
+    size_t short_count = 0, used_count = 0;
     bool help = false;
     int letter;
 
@@ -242,7 +243,9 @@ static int run(struct ctl *ctl, int argc, char **argv) {
         longs[i] =
             (struct option){options[i].name, options[i].argument ? required_argument : no_argument,
                             NULL, options[i].letter};
-        strncat(shorts, (char[]){options[i].letter, options[i].argument ? ':' : '\0', '\0'}, 2);
+        shorts[short_count++] = options[i].letter;
+        if (options[i].argument)
+            shorts[short_count++] = ':';
     }
     while ((letter = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
         if (letter == '?')
@@ -258,8 +261,8 @@ static int run(struct ctl *ctl, int argc, char **argv) {
         int status = take_option(ctl, letter, optarg);
         if (status)
             return status;
-        if (!strchr(used, letter) && strlen(used) + 1 < sizeof used)
-            strncat(used, (char[]){(char)letter, '\0'}, 1);
+        if (!strchr(used, letter))
+            used[used_count++] = (char)letter;
     }
     if (optind == argc) {
         print_help(help ? stdout : stderr, NULL);

@@ -13,3 +13,10 @@ finequant_bench_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 finequant_bench_LDADD = libfinequant.la $(KERNEL_LIBS) $(OPENBLAS_LIBS)
 dist_check_SCRIPTS += cli/test-bench.sh
 TESTS += cli/test-bench.sh
+# finequantctl: one file a subcommand.
+bin_PROGRAMS += finequantctl
+finequantctl_SOURCES = cli/finequantctl.c cli/ctl.h cli/ctl-text.c cli/ctl-clients.c cli/ctl-list.c \
+	cli/ctl-load.c cli/ctl-ping.c cli/ctl-show.c cli/ctl-shutdown.c cli/ctl-stats.c \
+	cli/ctl-status.c cli/ctl-unload.c
+finequantctl_CPPFLAGS = $(AM_CPPFLAGS) $(JANSSON_CFLAGS)
+finequantctl_LDADD = libfinequant.la $(JANSSON_LIBS)
