@@ -37,7 +37,9 @@ static struct {
 
 static void close_handle(uv_handle_t *handle, void *argument) {
     (void)argument;
-    if (!uv_is_closing(handle))
+    if (handle->type == UV_SIGNAL)
+        uv_unref(handle); /* closing one would bring the default action back: killed while ending */
+    else if (!uv_is_closing(handle))
         uv_close(handle, NULL);
 }
 
@@ -267,7 +269,6 @@ static int serve(struct fq_daemon *daemon) {
     fq_backend_free(daemon->backend);
     fq_listener_fini(&daemon->listener);
     fq_pack_fini(&daemon->pack);
-    uv_loop_close(&daemon->loop);
     return daemon->exit_status;
 }
 

@@ -18,3 +18,14 @@ TESTS += tests/check-includes.sh tests/check-manuals.sh
 EXTRA_DIST += tests/run-python tests/quickstart/minilm.py .ci/run
 # GPU tests: staged here, run on a machine with a GPU.
 EXTRA_DIST += tests/gpu/stage.sh tests/gpu/run.sh
+
+INTEGRATION_TESTS = tests/integration/serve.py tests/integration/refusals.py \
+	tests/integration/quotas.py tests/integration/lifecycle.py tests/integration/crashes.py \
+	tests/integration/onecopy.py tests/integration/permissions.py \
+	tests/integration/malformed.py
+dist_check_SCRIPTS += $(INTEGRATION_TESTS)
+TESTS += $(INTEGRATION_TESTS)
+EXTRA_DIST += tests/integration/harness.py
+if SANITIZERS
+AM_TESTS_ENVIRONMENT += FINEQUANT_TEST_SANITIZED=1; export FINEQUANT_TEST_SANITIZED;
+endif
