@@ -71,7 +71,7 @@ class Mutator:
             payload[at:at + 1] = pick.choice([b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9"]) + \
                 struct.pack(">I", pick.choice([2**32 - 1, 2**31, 1 << 20]))
         elif kind < 0.5:  # noise, up to the largest frame
-            payload = bytearray(pick.randbytes(pick.choice([1, 100, 6000, 60000] * 10 + [1 << 20])))
+            payload = bytearray(pick.randbytes(pick.choice([1, 100, 1000, 6000] * 10 + [60000, 1 << 20])))
         elif kind < 0.53:
             payload = bytearray(b"\x91" * pick.choice([15, 17, 5000]) + b"\xc0")
         length = len(payload)
