@@ -175,12 +175,12 @@ class Model:
 
 
 class Buffer:
-    """Memory that the daemon made for this client.  Freed by free(), `with`, or the collector;
-    arrays that array() gave keep it alive."""
+    """Memory that the daemon made for this client.  Freed by free(), `with`, or with the
+    client; memory() and array() are not to be used afterwards."""
 
     def __init__(self, client, size, kind="host"):
         self._handle = None
-        self._client = client  # keeps the connection until its buffers are gone
+        self._client = client
         handle = c_void_p()
         _call("fq_buffer_new", client._open(), BUFFER_KINDS[kind], size, byref(handle))
         self._handle = handle.value
@@ -201,16 +201,15 @@ class Buffer:
         return _library.fq_buffer_device(self._open())
 
     def memory(self):
-        """A writable memoryview of a host buffer.  Not to be used after free()."""
+        """A writable memoryview of a host buffer."""
         host = _library.fq_buffer_host(self._open())
         if not host:
             raise ValueError("a device buffer cannot be read here")
         raw = (c_char * self.nbytes).from_address(host)
-        raw._buffer = self
         return memoryview(raw).cast("B")
 
     def array(self, dtype, shape, offset=0):
-        """A numpy array over a host buffer, from `offset` bytes on.  Not to be used after free()."""
+        """A numpy array over a host buffer, from `offset` bytes on."""
         import numpy
 
         return numpy.ndarray(shape, dtype, self.memory(), offset)
