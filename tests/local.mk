@@ -29,3 +29,5 @@ EXTRA_DIST += tests/integration/harness.py
 if SANITIZERS
 AM_TESTS_ENVIRONMENT += FINEQUANT_TEST_SANITIZED=1; export FINEQUANT_TEST_SANITIZED;
 endif
+# A client from PROTOCOL.md alone; the integration tests run it against a daemon.
+EXTRA_DIST += tests/python/wire.py
