@@ -26,6 +26,10 @@ struct f16 {
                                                uint32_t b1) {
         mma_f16(d, a, b0, b1);
     }
+    static __device__ __forceinline__ void mma_first(float (&d)[4], const uint32_t (&a)[4],
+                                                     uint32_t b0, uint32_t b1) {
+        mma_first_f16(d, a, b0, b1);
+    }
     static __device__ __forceinline__ __half round(float v) {
         return __float2half_rn(v);
     }
@@ -37,6 +41,10 @@ struct bf16 {
     static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                                uint32_t b1) {
         mma_bf16(d, a, b0, b1);
+    }
+    static __device__ __forceinline__ void mma_first(float (&d)[4], const uint32_t (&a)[4],
+                                                     uint32_t b0, uint32_t b1) {
+        mma_first_bf16(d, a, b0, b1);
     }
     static __device__ __forceinline__ __nv_bfloat16 round(float v) {
         return __float2bfloat16_rn(v);
@@ -151,9 +159,11 @@ static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_cod
 
 /* Two scales as they lie in memory, rows g and g+8. */
 static __device__ __forceinline__ float2 unpack_scales(uint32_t word, int is_bf16) {
-    if (is_bf16)
-        return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
-    return __half22float2(*reinterpret_cast<const __half2 *>(&word));
+    float2 half = __half22float2(*reinterpret_cast<const __half2 *>(&word));
+
+    /* both forms and a selection: a branch would part the loop that this stands in */
+    return make_float2(is_bf16 ? __uint_as_float(word << 16) : half.x,
+                       is_bf16 ? __uint_as_float(word & 0xffff0000u) : half.y);
 }
 
 #endif

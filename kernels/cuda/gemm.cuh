@@ -50,7 +50,7 @@ template <class S, int BITS> struct stage_layout {
 
     __host__ __device__ explicit stage_layout(const fq_cuda_matrix &w) {
         zeros = SCALES + (S::STRIPS * S::KT * FQ_CUDA_SCALE_BYTES << w.slots_log2);
-        bytes = zeros + (w.zeros ? S::STRIPS * S::KT * FQ_CUDA_ZERO_BYTES << w.slots_log2 : 0);
+        bytes = zeros + (S::STRIPS * S::KT * FQ_CUDA_ZERO_BYTES << w.slots_log2);
     }
 };
 
@@ -68,6 +68,9 @@ static __device__ __noinline__ void copy_elements(uint32_t to, const uint16_t *f
 template <class S, int BITS, class T> class pipeline {
     static constexpr int XLOADS = (S::XROWS * S::XCHUNKS + S::THREADS - 1) / S::THREADS;
     static constexpr int WCHUNKS = S::KT * FQ_CUDA_TILE_BYTES(BITS) / 16; /* of one strip */
+    static constexpr int WLOADS = (S::STRIPS * WCHUNKS + S::THREADS - 1) / S::THREADS;
+
+    static_assert(S::STRIPS * S::KT * 4 * 2 <= S::THREADS, "load_groups() has a thread a piece");
 
     const fq_cuda_launch &launch;
     const stage_layout<S, BITS> layout;
@@ -75,7 +78,12 @@ template <class S, int BITS, class T> class pipeline {
     const int tid, lane, warp_n, warp_m;
     const int strip0, m0;     /* of this CTA */
     int tile_begin, tile_end; /* of this CTA's slice of K */
-    const uint16_t *x_rows[XLOADS];
+    const uint16_t
+        *x_from[XLOADS]; /* this thread's piece of X at k = 0; anything where x_end is 0 */
+    int x_end[XLOADS];   /* K, less where the piece starts in a tile; 0: no such row */
+    bool x_slow;         /* some row of this thread is misaligned, or K's end is */
+    const uint8_t *w_from[WLOADS]; /* this thread's piece of W at tile 0; NULL: beyond N */
+    int group_slot, group_strip;   /* this thread's slot of scales; −1: none */
 
     float sums[S::RW][S::NT][4];
 
@@ -86,64 +94,61 @@ template <class S, int BITS, class T> class pipeline {
     }
 
     __device__ __forceinline__ void load_x(uint32_t stage, int tile) {
+        const int k = tile * FQ_CUDA_TILE;
+
 #pragma unroll
         for (int j = 0; j < XLOADS; j++) {
             int index = tid + j * S::THREADS;
-            int row = index / S::XCHUNKS, chunk = index % S::XCHUNKS;
-            int k = tile * FQ_CUDA_TILE + chunk * 8, left = launch.w.k - k;
-            uint32_t to = stage + row * S::XSTRIDE + chunk * 16;
+            uint32_t to = stage + index / S::XCHUNKS * S::XSTRIDE + index % S::XCHUNKS * 16;
 
-            if (S::XROWS * S::XCHUNKS % S::THREADS && row >= S::XROWS)
+            if (S::XROWS * S::XCHUNKS % S::THREADS && index >= S::XROWS * S::XCHUNKS)
                 break;
-            if (!x_rows[j] || left <= 0)
-                cp_async_zfill(to, launch.w.codes, 0);
-            else if (left >= 8 && (reinterpret_cast<uintptr_t>(x_rows[j]) & 15) == 0)
-                cp_async_zfill(to, x_rows[j] + k, 16);
+            if (!x_slow)
+                cp_async_zfill(to, k < x_end[j] ? x_from[j] + k : x_from[j], k < x_end[j] ? 16 : 0);
             else
-                copy_elements(to, x_rows[j] + k, left);
+                copy_elements(to, x_from[j] + k, x_end[j] - k);
         }
     }
 
     __device__ __forceinline__ void load_w(uint32_t stage, int tile) {
-        const fq_cuda_matrix &w = launch.w;
-        constexpr int COUNT = S::STRIPS * WCHUNKS;
-
 #pragma unroll
-        for (int j = 0; j < (COUNT + S::THREADS - 1) / S::THREADS; j++) {
+        for (int j = 0; j < WLOADS; j++) {
             int index = tid + j * S::THREADS;
-            int strip = index / WCHUNKS, chunk = index % WCHUNKS;
 
-            if (COUNT % S::THREADS && index >= COUNT)
+            if (S::STRIPS * WCHUNKS % S::THREADS && index >= S::STRIPS * WCHUNKS)
                 break;
-            if (strip0 + strip < w.strips && tile + chunk / (WCHUNKS / S::KT) < tile_end)
+            if (w_from[j] && (S::KT == 1 || tile + index % WCHUNKS / (WCHUNKS / S::KT) < tile_end))
                 cp_async_once(stage + layout.W + index * 16,
-                              w.codes + ((int64_t)(strip0 + strip) * w.tiles + tile) * layout.TILE +
-                                  chunk * 16);
+                              w_from[j] + (int64_t)tile * layout.TILE);
         }
     }
 
-    /* Scales and zero points of a stage: one slot each k16 step, each second one or each tile. */
+    /* Scales and zero points of a stage: one slot each k16 step, each second one or each tile.  A
+     * thread has half of a slot. */
     __device__ __forceinline__ void load_groups(uint32_t stage, int tile) {
         const fq_cuda_matrix &w = launch.w;
-        int slots = S::STRIPS * S::KT << w.slots_log2;
+        int at = group_slot >> w.slots_log2; /* [strip][tile of the stage] */
+        int of = tile + at % S::KT, within = group_slot - (at << w.slots_log2), part = tid & 1;
 
-        for (int index = tid; index < 2 * slots; index += S::THREADS) {
-            int slot = index >> 1, part = index & 1;
-            int at = slot >> w.slots_log2; /* [strip][tile of the stage] */
-            int strip = strip0 + at / S::KT, of = tile + at % S::KT;
-            int within = slot - (at << w.slots_log2);
-            int64_t from;
+        if (group_slot < 0 || of >= tile_end)
+            return;
+        int64_t from = (int64_t)group_strip * w.groups +
+                       group_of_step(of * 4 + (within << (2 - w.slots_log2)));
+        cp_async_zfill(stage + layout.SCALES + tid * 16,
+                       w.scales + from * FQ_CUDA_SCALE_BYTES + part * 16, 16);
+        if (w.zeros && part == 0)
+            cp_async_zfill(stage + layout.zeros + group_slot * 16,
+                           w.zeros + from * FQ_CUDA_ZERO_BYTES, 16);
+    }
 
-            if (strip >= w.strips || of >= tile_end)
-                continue;
-            from =
-                (int64_t)strip * w.groups + group_of_step(of * 4 + (within << (2 - w.slots_log2)));
-            cp_async_zfill(stage + layout.SCALES + index * 16,
-                           w.scales + from * FQ_CUDA_SCALE_BYTES + part * 16, 16);
-            if (w.zeros && part == 0)
-                cp_async_zfill(stage + layout.zeros + slot * 16,
-                               w.zeros + from * FQ_CUDA_ZERO_BYTES, 16);
-        }
+    /* A symmetric matrix has the same zero point everywhere: it stays in all stages. */
+    __device__ __forceinline__ void fill_zeros() {
+        constexpr uint32_t all = (1u << (BITS - 1)) * 0x01010101u;
+
+        for (int slot = tid; slot < S::STRIPS * S::KT << launch.w.slots_log2; slot += S::THREADS)
+            for (int i = 0; i < S::STAGES; i++)
+                sts_128(smem + i * layout.bytes + layout.zeros + slot * 16,
+                        make_uint4(all, all, all, all));
     }
 
     __device__ __forceinline__ void load_stage(int index, int tile) {
@@ -155,8 +160,6 @@ template <class S, int BITS, class T> class pipeline {
     }
 
     __device__ __forceinline__ zero_pair zeros_of(uint32_t stage, int slot) const {
-        if (!launch.w.zeros)
-            return make_zeros<BITS, T>(1u << (BITS - 1), 1u << (BITS - 1));
         uint32_t pair = lds_16(stage + layout.zeros + slot * 16 + (lane >> 2) * 2);
 
         return make_zeros<BITS, T>(pair & 0xff, pair >> 8);
@@ -167,7 +170,8 @@ template <class S, int BITS, class T> class pipeline {
                              launch.w.scale_bf16);
     }
 
-    __device__ __forceinline__ void compute_tile(uint32_t stage, int of) {
+    /* FINE: a scale each k16 step, else each second one, which branches would only slow. */
+    template <bool FINE> __device__ __forceinline__ void compute_tile(uint32_t stage, int of) {
         const int slots_log2 = launch.w.slots_log2;
         const uint32_t x =
             stage + (warp_m * S::NT * 8 + (lane & 7)) * S::XSTRIDE + of * 128 + (lane >> 3) * 16;
@@ -190,25 +194,26 @@ template <class S, int BITS, class T> class pipeline {
                            (2 * half >> (2 - slots_log2));
                 zero_pair zero = zeros_of(stage, slot);
                 float2 scale = scales_of(stage, slot);
-                float part[S::NT][4] = {};
+                float part[S::NT][4];
                 uint32_t a[4];
 
                 fragment<BITS, T>(a, codes[r], 2 * half, zero);
 #pragma unroll
                 for (int j = 0; j < S::NT; j++)
-                    T::mma(part[j], a, b[j][0], b[j][1]);
-                if (slots_log2 == 2) {
+                    T::mma_first(part[j], a, b[j][0], b[j][1]);
+                if (FINE) {
                     add_scaled(r, part, scale);
-#pragma unroll
-                    for (int j = 0; j < S::NT; j++)
-                        part[j][0] = part[j][1] = part[j][2] = part[j][3] = 0.0f;
                     zero = zeros_of(stage, slot + 1);
                     scale = scales_of(stage, slot + 1);
                 }
                 fragment<BITS, T>(a, codes[r], 2 * half + 1, zero);
 #pragma unroll
-                for (int j = 0; j < S::NT; j++)
-                    T::mma(part[j], a, b[j][2], b[j][3]);
+                for (int j = 0; j < S::NT; j++) {
+                    if (FINE)
+                        T::mma_first(part[j], a, b[j][2], b[j][3]);
+                    else
+                        T::mma(part[j], a, b[j][2], b[j][3]);
+                }
                 add_scaled(r, part, scale);
             }
         }
@@ -231,17 +236,39 @@ template <class S, int BITS, class T> class pipeline {
           m0(blockIdx.y * S::XROWS) {
         tile_begin = (int)((int64_t)launch.w.tiles * blockIdx.z / gridDim.z);
         tile_end = (int)((int64_t)launch.w.tiles * (blockIdx.z + 1) / gridDim.z);
+        x_slow = launch.w.k % 8 != 0;
 #pragma unroll
         for (int j = 0; j < XLOADS; j++) {
-            int m = m0 + (tid + j * S::THREADS) / S::XCHUNKS;
+            int index = tid + j * S::THREADS, m = m0 + index / S::XCHUNKS;
+            int start = index % S::XCHUNKS * 8;
 
-            if (m >= launch.m)
-                x_rows[j] = nullptr;
-            else if constexpr (S::ROWS)
-                x_rows[j] = static_cast<const uint16_t *>(launch.x_rows[m]);
-            else
-                x_rows[j] = static_cast<const uint16_t *>(launch.x) + m * launch.x_stride;
+            x_from[j] = reinterpret_cast<const uint16_t *>(launch.w.codes);
+            x_end[j] = 0;
+            if (m < launch.m && index < S::XROWS * S::XCHUNKS) {
+                if constexpr (S::ROWS)
+                    x_from[j] = static_cast<const uint16_t *>(launch.x_rows[m]);
+                else
+                    x_from[j] = static_cast<const uint16_t *>(launch.x) + m * launch.x_stride;
+                x_slow |= (reinterpret_cast<uintptr_t>(x_from[j]) & 15) != 0;
+                x_from[j] += start;
+                x_end[j] = launch.w.k - start;
+            }
         }
+#pragma unroll
+        for (int j = 0; j < WLOADS; j++) {
+            int index = tid + j * S::THREADS, strip = strip0 + index / WCHUNKS;
+
+            w_from[j] = nullptr;
+            if (index < S::STRIPS * WCHUNKS && strip < launch.w.strips)
+                w_from[j] = launch.w.codes +
+                            (int64_t)strip * launch.w.tiles * FQ_CUDA_TILE_BYTES(BITS) +
+                            index % WCHUNKS * 16;
+        }
+        group_slot = tid >> 1;
+        group_strip = strip0 + (group_slot >> launch.w.slots_log2) / S::KT;
+        if (group_slot >= S::STRIPS * S::KT << launch.w.slots_log2 ||
+            group_strip >= launch.w.strips)
+            group_slot = -1;
 #pragma unroll
         for (int r = 0; r < S::RW; r++)
 #pragma unroll
@@ -250,6 +277,15 @@ template <class S, int BITS, class T> class pipeline {
     }
 
     __device__ __forceinline__ void run() {
+        if (!launch.w.zeros)
+            fill_zeros();
+        if (launch.w.slots_log2 == 2)
+            run_slice<true>();
+        else
+            run_slice<false>();
+    }
+
+    template <bool FINE> __device__ __forceinline__ void run_slice() {
         int stages = (tile_end - tile_begin + S::KT - 1) / S::KT;
         int read = 0, write = S::STAGES - 1;
 
@@ -268,7 +304,7 @@ template <class S, int BITS, class T> class pipeline {
 #pragma unroll
             for (int of = 0; of < S::KT; of++)
                 if (S::KT == 1 || tile_begin + i * S::KT + of < tile_end)
-                    compute_tile(smem + read * layout.bytes, of);
+                    compute_tile<FINE>(smem + read * layout.bytes, of);
             read = read + 1 == S::STAGES ? 0 : read + 1;
             write = write + 1 == S::STAGES ? 0 : write + 1;
         }
