@@ -118,7 +118,6 @@ int fq_executor_init(struct fq_executor *executor, struct fq_daemon *daemon, str
     int rc = 0;
 
     memset(executor, 0, sizeof *executor);
-    executor->daemon = daemon;
     if (uv_mutex_init(&executor->lock) != 0)
         return fq_fail(err, FQ_IO, "a lock cannot be made");
     if (uv_async_init(&daemon->loop, &executor->completed, on_completed) != 0) {
@@ -126,6 +125,7 @@ int fq_executor_init(struct fq_executor *executor, struct fq_daemon *daemon, str
         return fq_fail(err, FQ_IO, "the executor's wake-up cannot be made");
     }
     executor->completed.data = executor;
+    executor->daemon = daemon;
     for (; rc == 0 && executor->count < wanted; executor->count++)
         if ((rc = worker_init(executor, &executor->workers[executor->count], err)) < 0)
             break;

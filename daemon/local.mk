@@ -24,3 +24,10 @@ daemon/finequantd.service daemon/finequantd@.service: daemon/%.service: daemon/%
 	$(AM_V_GEN)$(SED) -e 's|@sbindir[@]|$(sbindir)|g' -e 's|@sysconfdir[@]|$(sysconfdir)|g' \
 		$(srcdir)/$@.in >$@.tmp && mv $@.tmp $@
 endif
+if HAVE_CMOCKA
+check_PROGRAMS += daemon/test-metrics
+TESTS += daemon/test-metrics
+daemon_test_metrics_SOURCES = daemon/test-metrics.c daemon/metrics.c
+daemon_test_metrics_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+daemon_test_metrics_LDADD = $(CMOCKA_LIBS)
+endif

@@ -317,7 +317,9 @@ static void update_poll(struct fq_session *session) {
         events |= UV_READABLE;
     if (fq_writer_pending(&session->writer) > 0)
         events |= UV_WRITABLE;
-    uv_poll_start(&session->poll, events, on_poll);
+    if (events != session->events) /* each change costs system calls */
+        uv_poll_start(&session->poll, events, on_poll);
+    session->events = events;
 }
 
 /* ---- Life -------------------------------------------------------------------------------- */

@@ -29,6 +29,7 @@ struct fq_session {
     unsigned refs;
     uint64_t id;
     uv_poll_t poll;
+    int events; /* that it polls for */
     int fd;
     struct fq_reader reader;
     struct fq_writer writer;
