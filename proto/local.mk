@@ -7,3 +7,14 @@ libfqproto_la_SOURCES = proto/frame.c proto/frame.h proto/message.c proto/messag
 libfqproto_la_CPPFLAGS = $(AM_CPPFLAGS) $(MSGPACK_CFLAGS)
 libfqproto_la_LIBADD = libfqbase.la $(MSGPACK_LIBS)
 EXTRA_DIST += proto/PROTOCOL.md
+EXTRA_DIST += tests/fuzz/fuzz-message.c
+if HAVE_CMOCKA
+check_PROGRAMS += proto/test-message proto/test-frame
+TESTS += proto/test-message proto/test-frame
+proto_test_message_SOURCES = proto/test-message.c
+proto_test_message_CPPFLAGS = $(AM_CPPFLAGS) $(MSGPACK_CFLAGS) $(CMOCKA_CFLAGS)
+proto_test_message_LDADD = libfqproto.la $(MSGPACK_LIBS) $(CMOCKA_LIBS)
+proto_test_frame_SOURCES = proto/test-frame.c
+proto_test_frame_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+proto_test_frame_LDADD = libfqproto.la $(CMOCKA_LIBS)
+endif
