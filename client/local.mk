@@ -15,3 +15,12 @@ libfinequant_la_DEPENDENCIES = libfqproto.la client/finequant.map
 libfinequant_la_LIBADD = libfqproto.la $(MSGPACK_LIBS) $(JANSSON_LIBS)
 pkgconfig_DATA += client/finequant.pc
 EXTRA_DIST += client/finequant.map client/python/finequant.py
+if HAVE_CMOCKA
+check_PROGRAMS += client/test-client
+TESTS += client/test-client
+client_test_client_SOURCES = client/test-client.c
+client_test_client_CPPFLAGS = $(AM_CPPFLAGS) $(MSGPACK_CFLAGS) $(CMOCKA_CFLAGS)
+client_test_client_CFLAGS = $(AM_CFLAGS) -pthread
+client_test_client_LDFLAGS = $(AM_LDFLAGS) -pthread
+client_test_client_LDADD = libfinequant.la libfqproto.la $(MSGPACK_LIBS) $(CMOCKA_LIBS)
+endif
