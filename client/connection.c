@@ -588,8 +588,11 @@ int fq_call_send(struct fq_client *client, struct fq_call *call, struct fq_error
     if (rc < 0 || (call->done && call->abandoned)) {
         if (rc < 0 && sent && call->done && call->error.status == 0)
             rc = 0; /* the reply made it before the end */
-        else if (rc < 0 && sent && call->done && err)
-            *err = call->error;
+        else if (rc < 0 && sent && call->done) {
+            rc = call->error.status;
+            if (err)
+                *err = call->error;
+        }
         if (rc < 0 || call->abandoned)
             fq_call_release(client, call);
     }
