@@ -41,9 +41,12 @@ endif
 KERNEL_LIBS = libfqkernels.la $(OPENMP_CFLAGS)
 
 if HAVE_CMOCKA
-KERNEL_TESTS = kernels/test-matrix kernels/test-backend kernels/test-conformance
+KERNEL_TESTS = kernels/cpu/test-pack kernels/test-matrix kernels/test-backend kernels/test-conformance
 check_PROGRAMS += $(KERNEL_TESTS)
 TESTS += $(KERNEL_TESTS)
+kernels_cpu_test_pack_SOURCES = kernels/cpu/test-pack.c
+kernels_cpu_test_pack_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+kernels_cpu_test_pack_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 kernels_test_matrix_SOURCES = kernels/test-matrix.c
 kernels_test_matrix_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_matrix_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
@@ -61,3 +64,4 @@ kernels_cuda_test_ipc_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_cuda_test_ipc_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 endif
 endif
+EXTRA_DIST += kernels/cpu/NOTES.md

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The prepacked layout of cpu.h, read back by a plain reading of its picture:
+ * every code, scale and zero point of random matrices is where it should be,
+ * the padding is zero weights, and the size is what was announced.
+ */
+#include "../matrix.h"
+#include "cpu.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static uint64_t state = 1;
+
+static uint8_t random_byte(void) {
+    uint64_t z = state += 0x9e3779b97f4a7c15u; /* splitmix64 */
+
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (uint8_t)(z ^ (z >> 31));
+}
+
+static uint8_t *random_bytes(int64_t count) {
+    uint8_t *bytes = malloc((size_t)count);
+
+    assert_non_null(bytes);
+    for (int64_t i = 0; i < count; i++)
+        bytes[i] = random_byte();
+    return bytes;
+}
+
+/* 32-bit word `word` of a row. */
+static uint32_t word_at(const struct fq_cpu_weights *weights, int64_t row, int64_t word) {
+    uint32_t value;
+
+    memcpy(&value,
+           weights->codes + row / FQ_CPU_BLOCK * weights->block_bytes +
+               (word * FQ_CPU_BLOCK + row % FQ_CPU_BLOCK) * 4,
+           sizeof value);
+    return value;
+}
+
+/* Code less 2^(bits−1), in two's complement of `bits` bits, as the picture has it. */
+static unsigned packed_code(const struct fq_cpu_weights *weights, int64_t row, int64_t k) {
+    static const int place_of_4[] = {0, 2, 4, 6, 1, 3, 5, 7}; /* nibble of column 0, 1, ... */
+    uint32_t top = 0;
+
+    switch (weights->base.info.bits) {
+    case 8:
+        return word_at(weights, row, k / 4) >> k % 4 * 8 & 0xff;
+    case 4:
+        return word_at(weights, row, k / 8) >> place_of_4[k % 8] * 4 & 0xf;
+    default:
+        if (k % 32 < 24)
+            return word_at(weights, row, k / 32 * 3 + k % 32 / 8) >> k % 8 * 3 & 7;
+        for (int i = 2; i >= 0; i--)
+            top = top << 8 | word_at(weights, row, k / 32 * 3 + i) >> 24;
+        return top >> k % 8 * 3 & 7;
+    }
+}
+
+static void check_codes(const struct fq_cpu_weights *weights, const struct fq_matrix *matrix) {
+    const unsigned sign = 1u << (matrix->bits - 1);
+
+    for (int64_t row = 0; row < weights->blocks * FQ_CPU_BLOCK; row++)
+        for (int64_t k = 0; k < weights->k_padded; k++) {
+            unsigned expected =
+                row < matrix->n && k < matrix->k ? fq_matrix_code(matrix, row, k) ^ sign : 0;
+
+            assert_int_equal(packed_code(weights, row, k), expected);
+        }
+}
+
+static void check_groups(const struct fq_cpu_weights *weights, const struct fq_matrix *matrix) {
+    const uint16_t *scales = matrix->scales;
+    int64_t groups = fq_matrix_groups(matrix);
+
+    assert_int_equal(weights->groups, groups);
+    for (int64_t row = 0; row < matrix->n; row++)
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t at = (row / FQ_CPU_BLOCK * groups + g) * FQ_CPU_BLOCK + row % FQ_CPU_BLOCK;
+
+            assert_int_equal(weights->scales[at], scales[row * groups + g]);
+            if (matrix->zeros)
+                assert_int_equal(weights->zeros[at] + (1 << (matrix->bits - 1)),
+                                 matrix->zeros[row * groups + g]);
+        }
+}
+
+static void check_matrix(struct fq_matrix *matrix, bool zeros) {
+    const int64_t groups = matrix->n * fq_matrix_groups(matrix);
+    uint8_t *codes = random_bytes(matrix->n * fq_matrix_row_bytes(matrix));
+    uint8_t *scales = random_bytes(groups * 2), *points = random_bytes(groups);
+    struct fq_weights *weights = NULL;
+    struct fq_error err;
+
+    for (int64_t i = 0; i < groups; i++)
+        points[i] &= (uint8_t)((1 << matrix->bits) - 1);
+    matrix->codes = codes;
+    matrix->scales = scales;
+    matrix->zeros = zeros ? points : NULL;
+    assert_int_equal(fq_cpu_weights_new(NULL, matrix, &weights, &err), 0);
+    assert_int_equal(weights->info.bytes, fq_cpu_weights_size(NULL, matrix));
+    check_codes((const struct fq_cpu_weights *)weights, matrix);
+    check_groups((const struct fq_cpu_weights *)weights, matrix);
+    fq_cpu_weights_free(weights);
+    free(codes);
+    free(scales);
+    free(points);
+}
+
+static void every_code_is_found_in_its_place(void **unused) {
+    static const int bits[] = {8, 4, 3};
+    static const int64_t groups[] = {16, 48, 64, 256, 0}; /* 0: per channel */
+
+    (void)unused;
+    for (size_t b = 0; b < sizeof bits / sizeof *bits; b++)
+        for (size_t g = 0; g < sizeof groups / sizeof *groups; g++)
+            for (int round = 0; round < 4; round++) {
+                int64_t k = groups[g] + 1 + random_byte();
+                struct fq_matrix matrix = {
+                    .n = 1 + random_byte() % 150,
+                    .k = k,
+                    .bits = bits[b],
+                    .group = groups[g] ? groups[g] : k,
+                    .scale_type = round % 2 ? FQ_F16 : FQ_BF16,
+                };
+
+                check_matrix(&matrix, round >= 2);
+            }
+}
+
+/* The chunks of the fixed-point form cover K once, in order, and none spans two groups. */
+static void chunks_cover_k_within_groups(void **unused) {
+    static const struct {
+        int64_t k, group, chunks;
+    } cases[] = {{16, 16, 1}, {4096, 64, 64}, {1000, 1000, 4}, {1000, 272, 7}, {33, 16, 3}};
+
+    (void)unused;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct fq_cpu_weights weights = {
+            .base.info = {.k = cases[i].k, .group = cases[i].group},
+            .groups = (cases[i].k + cases[i].group - 1) / cases[i].group,
+            .k_padded = (cases[i].k + FQ_CPU_K_ALIGN - 1) / FQ_CPU_K_ALIGN * FQ_CPU_K_ALIGN,
+        };
+        struct fq_cpu_span span = {0};
+        int64_t at = 0, count = 0;
+
+        while (fq_cpu_next_span(&weights, &span)) {
+            int64_t last = span.end - 1 < cases[i].k ? span.end - 1 : cases[i].k - 1;
+
+            assert_int_equal(span.begin, at);
+            assert_int_equal(span.index, count);
+            assert_in_range(span.end - span.begin, 1, FQ_CPU_CHUNK);
+            assert_int_equal(span.end % FQ_CPU_STEP, 0);
+            assert_int_equal(span.group, span.begin / cases[i].group);
+            assert_int_equal(span.group, last / cases[i].group);
+            at = span.end;
+            count++;
+        }
+        assert_int_equal(at, weights.k_padded);
+        assert_int_equal(count, fq_cpu_chunks(&weights));
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_code_is_found_in_its_place),
+        cmocka_unit_test(chunks_cover_k_within_groups),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL) != 0;
+}
