@@ -54,6 +54,8 @@ def workdir():
 
 
 class Daemon:
+    last = None  # the one started last, for the report of a failure
+
     def __init__(self, directory, *options, models=(), wait=True, backend=BACKEND, **popen):
         self.directory = directory
         self.socket = os.path.join(directory, "d.sock")
@@ -68,6 +70,7 @@ class Daemon:
         self.changed = threading.Condition()
         self.process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True,
                                         errors="replace", env=environment, **popen)
+        Daemon.last = self
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
         atexit.register(self.process.kill)
@@ -436,6 +439,14 @@ def expect(name, function, /, *arguments, says=None, **named):
 def main(tests):
     """Runs the functions, each with a directory of its own."""
     for test in tests:
-        test(workdir())
+        try:
+            test(workdir())
+        except BaseException:
+            print(f"not ok {test.__name__}; the last daemon's log:", file=sys.stderr)
+            if Daemon.last:
+                Daemon.last.process.kill()
+                Daemon.last.reader.join(PATIENCE)
+                print(Daemon.last.log(), file=sys.stderr)
+            raise
         print(f"ok {test.__name__}", flush=True)
     sys.exit(0)
