@@ -17,7 +17,7 @@ dist_check_SCRIPTS += tests/check-includes.sh tests/check-manuals.sh
 TESTS += tests/check-includes.sh tests/check-manuals.sh
 EXTRA_DIST += tests/run-python tests/quickstart/minilm.py .ci/run
 # GPU tests: staged here, run on a machine with a GPU.
-EXTRA_DIST += tests/gpu/stage.sh tests/gpu/run.sh
+EXTRA_DIST += tests/gpu/stage.sh tests/gpu/run.sh tests/gpu/device-buffers.py
 
 INTEGRATION_TESTS = tests/integration/serve.py tests/integration/refusals.py \
 	tests/integration/quotas.py tests/integration/lifecycle.py tests/integration/crashes.py \

@@ -41,6 +41,18 @@ check backend bin/test-backend
 check conformance env FINEQUANT_TEST_ROUNDS=8 bin/test-conformance cuda
 check conformance-seed-2 env FINEQUANT_TEST_SEED=2 FINEQUANT_TEST_ROUNDS=8 bin/test-conformance cuda
 check ipc bin/test-ipc
+
+# The daemon on the GPU, by the integration tests and by device buffers.
+FINEQUANTD=$PWD/bin/finequantd FINEQUANT_TEST_BACKEND=cuda
+FINEQUANT_LIBRARY=$PWD/lib/libfinequant.so.0
+FINEQUANT_HARNESS=$PWD/python FINEQUANT_PYTHON=$PWD/python PYTHONDONTWRITEBYTECODE=1
+export FINEQUANTD FINEQUANT_TEST_BACKEND FINEQUANT_LIBRARY FINEQUANT_HARNESS FINEQUANT_PYTHON
+export PYTHONDONTWRITEBYTECODE
+check device-buffers python3 python/device-buffers.py
+for test in serve refusals quotas lifecycle crashes onecopy malformed; do
+    check "daemon-$test" python3 "python/$test.py"
+done
+
 if command -v compute-sanitizer >/dev/null; then
     sanitize memcheck bin/test-conformance cuda
     sanitize racecheck bin/test-conformance cuda

@@ -29,10 +29,15 @@ for program in kernels/test-conformance kernels/test-backend kernels/cuda/test-i
         cp "$build/$program" "$stage/bin/"
     fi
 done
+cp "$build/finequantd" "$stage/bin/"
+mkdir -p "$stage/python"
+cp "$source"/tests/integration/*.py "$source/client/python/finequant.py" \
+    "$source/tests/gpu/device-buffers.py" "$stage/python/"
 cp "$source/tests/gpu/run.sh" "$source/bench/kernel-table.py" "$stage/"
+cp -L "$build/.libs/libfinequant.so.0" "$stage/lib/"
 
 # Everything they load but the C library, which the other machine's loader must match.
-for program in "$stage"/bin/*; do
+for program in "$stage"/bin/* "$stage/lib/libfinequant.so.0"; do
     ldd "$program"
 done | awk '$3 ~ /^\// { print $3 }' | sort -u | while read -r library; do
     case $(basename "$library") in
