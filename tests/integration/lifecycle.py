@@ -6,7 +6,7 @@ import stat
 import subprocess
 
 import numpy as np
-from harness import (DAEMON, Client, Closed, Daemon, Matrix, Refused, expect, load, main,
+from harness import (BOUNDS, DTYPE, DAEMON, Client, Closed, Daemon, Matrix, Refused, expect, load, main,
                      relative_error, small_model, store, write_checkpoint)
 
 
@@ -86,7 +86,7 @@ class Busy:
         size = self.ROWS * matrix.n * 4
         self.start = self.ROWS * matrix.k * 4
         self.buffer = self.client.buffer(self.start + self.COUNT * size)
-        store(self.buffer, 0, self.x, "f32")
+        store(self.buffer, 0, self.x, DTYPE)
         self.places = [self.start + i * size for i in range(self.COUNT)]
         self.calls = [self.client.submit_gemm(tensor, (self.buffer, 0), (self.buffer, place),
                                               self.ROWS) for place in self.places]
@@ -97,8 +97,8 @@ class Busy:
             self.client.wait(call)
         reference = self.matrix.reference(self.x[:3])
         for place in self.places:
-            y = load(self.buffer, place, (3, self.matrix.n), "f32")
-            assert relative_error(y, reference) <= 1e-5
+            y = load(self.buffer, place, (3, self.matrix.n), DTYPE)
+            assert relative_error(y, reference) <= BOUNDS[DTYPE]
 
 
 def unload_waits_for_what_is_in_flight(directory):
