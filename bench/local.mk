@@ -6,4 +6,5 @@ check_PROGRAMS += bench/kernel-times
 bench_kernel_times_SOURCES = bench/kernel-times.c
 bench_kernel_times_LDADD = $(KERNEL_LIBS)
 endif
-EXTRA_DIST += bench/results/kernels-h200.csv bench/results/compute-sanitizer-h200.txt
+EXTRA_DIST += bench/results/kernels-h200.csv bench/results/compute-sanitizer-h200.txt \
+	bench/results/kernels-cpu.csv bench/results/gpu-tests-h200.txt bench/results/malformed-frames.txt
