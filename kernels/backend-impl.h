@@ -101,6 +101,16 @@ static inline void *fq_gemm_y_row(const struct fq_gemm *gemm, int64_t m) {
     return (char *)gemm->y + m * gemm->y_stride * (int64_t)fq_dtype_size(gemm->type);
 }
 
+/* Row m of the residual, NULL where there is none. */
+static inline const void *fq_gemm_residual_row(const struct fq_gemm *gemm, int64_t m) {
+    if (gemm->residual_rows)
+        return gemm->residual_rows[m];
+    if (!gemm->residual)
+        return NULL;
+    return (const char *)gemm->residual +
+           m * gemm->residual_stride * (int64_t)fq_dtype_size(gemm->type);
+}
+
 extern const struct fq_backend_ops fq_reference_ops;
 extern const struct fq_backend_ops fq_cpu_ops;
 extern const struct fq_backend_ops fq_cuda_ops; /* only with HAVE_CUDA */

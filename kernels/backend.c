@@ -246,6 +246,8 @@ static int check_rows(const struct fq_gemm *gemm, size_t size, struct fq_error *
         status = check_address("X", i, gemm->x_rows[i], size, err);
         if (status == 0)
             status = check_address("Y", i, gemm->y_rows[i], size, err);
+        if (status == 0 && gemm->residual_rows)
+            status = check_address("the residual", i, gemm->residual_rows[i], size, err);
     }
     return status;
 }
@@ -273,20 +275,59 @@ static int check_planes(const struct fq_gemm *gemm, size_t size, struct fq_error
     const struct fq_weights_info *info = &gemm->weights->info;
     int status = check_plane("X", gemm->x, gemm->x_stride, info->k, gemm, size, err);
 
-    return status ? status : check_plane("Y", gemm->y, gemm->y_stride, info->n, gemm, size, err);
+    if (status == 0)
+        status = check_plane("Y", gemm->y, gemm->y_stride, info->n, gemm, size, err);
+    if (status == 0 && gemm->residual)
+        status = check_plane("the residual", gemm->residual, gemm->residual_stride, info->n, gemm,
+                             size, err);
+    return status;
 }
 
-static int check_bias(const struct fq_gemm *gemm, struct fq_error *err) {
-    size_t size = fq_dtype_size(gemm->bias_type);
+static int check_bias(const char *what, const void *bias, enum fq_dtype type,
+                      struct fq_error *err) {
+    size_t size = fq_dtype_size(type);
 
-    if (!gemm->bias)
+    if (!bias)
         return 0;
     if (size == 0)
         return fq_fail(err, FQ_INVALID, "bias dtype %d, allowed are f32 (1), f16 (2) and bf16 (3)",
-                       (int)gemm->bias_type);
-    if ((uintptr_t)gemm->bias % size)
-        return fq_fail(err, FQ_INVALID, "the bias is at %p, allowed are multiples of %zu",
-                       gemm->bias, size);
+                       (int)type);
+    if ((uintptr_t)bias % size)
+        return fq_fail(err, FQ_INVALID, "%s is at %p, allowed are multiples of %zu", what, bias,
+                       size);
+    return 0;
+}
+
+static int check_gate(struct fq_backend *backend, const struct fq_gemm *gemm,
+                      struct fq_error *err) {
+    const struct fq_weights_info *own = &gemm->weights->info, *gate;
+
+    if (!gemm->gate)
+        return gemm->gate_bias
+                   ? fq_fail(err, FQ_INVALID, "a gate bias at %p without a gate", gemm->gate_bias)
+                   : 0;
+    if (gemm->gate->backend != backend)
+        return fq_fail(err, FQ_INVALID, "the gate belongs to another backend (%s) than the stream",
+                       gemm->gate->backend->ops->name);
+    gate = &gemm->gate->info;
+    if (gate->n != own->n || gate->k != own->k)
+        return fq_fail(err, FQ_INVALID, "the gate is %lld×%lld, allowed is the weights' %lld×%lld",
+                       (long long)gate->n, (long long)gate->k, (long long)own->n,
+                       (long long)own->k);
+    if (gate->bits != own->bits)
+        return fq_fail(err, FQ_INVALID, "the gate has %d bits, allowed are the weights' %d",
+                       gate->bits, own->bits);
+    return check_bias("the gate bias", gemm->gate_bias, gemm->bias_type, err);
+}
+
+/* The residual is given as Y is; its addresses are checked with those of X and Y. */
+static int check_residual(const struct fq_gemm *gemm, struct fq_error *err) {
+    if (gemm->residual && gemm->y_rows)
+        return fq_fail(err, FQ_INVALID,
+                       "a residual by base with Y by row pointers, allowed are both alike");
+    if (gemm->residual_rows && !gemm->y_rows)
+        return fq_fail(err, FQ_INVALID,
+                       "a residual by row pointers with Y by base, allowed are both alike");
     return 0;
 }
 
@@ -314,7 +355,11 @@ static int check_gemm(struct fq_backend *backend, const struct fq_gemm *gemm,
     if (!fq_activation_name(gemm->activation))
         return fq_fail(err, FQ_INVALID, "activation %d, allowed are 0 to %d", (int)gemm->activation,
                        FQ_ACTIVATION_COUNT - 1);
-    status = check_bias(gemm, err);
+    status = check_bias("the bias", gemm->bias, gemm->bias_type, err);
+    if (status == 0)
+        status = check_gate(backend, gemm, err);
+    if (status == 0)
+        status = check_residual(gemm, err);
     if (status)
         return status;
     if (gemm->x_rows || gemm->y_rows)

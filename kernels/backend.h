@@ -6,6 +6,11 @@
  *
  *     Y[m][n] = activation( Σk X[m][k] · W[n][k] + bias[n] )
  *
+ * or, with a gate and a residual, what a transformer's gated unit wants in one pass:
+ *
+ *     Y[m][n] = activation( Σk X[m][k] · V[n][k] + gate_bias[n] )
+ *               · ( Σk X[m][k] · W[n][k] + bias[n] ) + residual[m][n]
+ *
  * Objects: a backend owns a device; memory is a region that another process
  * can be given; weights are one prepacked matrix; a stream runs GEMMs in the
  * order they are given; an event marks a point of a stream.  Everything made
@@ -168,11 +173,25 @@ struct fq_gemm {
     int64_t x_stride, y_stride; /* in elements; ≥ k and ≥ n */
     const void *const *x_rows;  /* [m], or NULL; both or neither */
     void *const *y_rows;        /* [m], or NULL */
-    bool host;                  /* X and Y are FQ_MEMORY_HOST: the backend may stage large ones */
+    bool host; /* X, Y and the residual are FQ_MEMORY_HOST: the backend may stage large ones */
 
     const void *bias; /* [n] of bias_type at a device-visible address, or NULL */
     enum fq_dtype bias_type;
-    enum fq_activation activation;
+    enum fq_activation activation; /* of the product, or with a gate of the gate's product alone */
+
+    /* A second matrix V whose activated product multiplies the first: with SiLU, Y is
+     * silu(X·Vᵀ + gate_bias) ⊙ (X·Wᵀ + bias).  Of `weights`' backend, n, k and bits; group, scale
+     * type and zero points may differ.  NULL: no gate. */
+    const struct fq_weights *gate;
+    const void *gate_bias; /* [n] of bias_type at a device-visible address, or NULL; NULL without
+                              a gate */
+
+    /* m rows of n elements of `type`, added after activation and gate, before the one rounding;
+     * given as Y is: by base and stride, or by row pointers.  Both NULL: none.  A row may be the
+     * row of Y that it is added to (in place), and overlaps Y in no other way. */
+    const void *residual;
+    int64_t residual_stride;          /* in elements; ≥ n */
+    const void *const *residual_rows; /* [m], with y_rows */
 };
 
 #define FQ_GEMM_ROWS_MAX 65536

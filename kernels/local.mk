@@ -59,7 +59,8 @@ kernels_test_matrix_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 kernels_test_backend_SOURCES = kernels/test-backend.c
 kernels_test_backend_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_backend_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
-kernels_test_conformance_SOURCES = kernels/test-conformance.c
+kernels_test_conformance_SOURCES = kernels/test-conformance.c kernels/test-case.c \
+	kernels/test-case.h
 kernels_test_conformance_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_conformance_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 if HAVE_CUDA

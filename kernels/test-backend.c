@@ -317,6 +317,21 @@ struct refusal {
     ROW(x_stride_minus, gemm->x_stride = -K, "stride of X is -16")                                 \
     ROW(y_stride_short, gemm->y_stride = N - 1, "stride of Y is 2")                                \
     ROW(y_stride_huge, gemm->y_stride = INT64_MAX, "stride of Y is 9223372036854775807")           \
+    ROW(gate_bias_alone, (gemm->gate_bias = gemm->x, gemm->bias_type = FQ_F16), "without a gate")  \
+    ROW(gate_bias_type_0, (gemm->gate = gemm->weights, gemm->gate_bias = gemm->x), "bias dtype 0") \
+    ROW(gate_bias_odd,                                                                             \
+        (gemm->gate = gemm->weights, gemm->gate_bias = (const char *)gemm->x + 2,                  \
+         gemm->bias_type = FQ_F32),                                                                \
+        "gate bias is at")                                                                         \
+    ROW(residual_odd, (gemm->residual = (const char *)gemm->y + 1, gemm->residual_stride = N),     \
+        "row 0 of the residual")                                                                   \
+    ROW(residual_stride_0, gemm->residual = gemm->y, "stride of the residual is 0")                \
+    ROW(residual_stride_short, (gemm->residual = gemm->y, gemm->residual_stride = N - 1),          \
+        "stride of the residual is 2")                                                             \
+    ROW(residual_wraps,                                                                            \
+        (gemm->residual = (const void *)(UINTPTR_MAX - 15), gemm->residual_stride = N),            \
+        "address space")                                                                           \
+    ROW(residual_rows_alone, gemm->residual_rows = &gemm->residual, "with Y by base")              \
     ROW(x_wraps, gemm->x = (const void *)(UINTPTR_MAX - 15), "address space")                      \
     ROW(y_wraps, gemm->y = (void *)(UINTPTR_MAX - 15), "address space")
 
@@ -366,6 +381,53 @@ static void refuses_wrong_row_pointers(void **context) {
     x_rows[63] = x_rows[0];
     y_rows[5] = NULL;
     assert_refused(fq_gemm(fixture->stream, &gemm, &err), FQ_INVALID, &err, "row 5 of Y");
+    y_rows[5] = y_rows[6];
+    gemm.residual = fixture->y;
+    gemm.residual_stride = N;
+    assert_refused(fq_gemm(fixture->stream, &gemm, &err), FQ_INVALID, &err, "by base");
+    gemm.residual = NULL;
+    gemm.residual_rows = memcpy(x_rows, y_rows, sizeof x_rows);
+    gemm.x_rows = gemm.residual_rows; /* what X holds does not matter here */
+    assert_int_equal(fq_gemm(fixture->stream, &gemm, &err), 0);
+    x_rows[7] = NULL;
+    gemm.x_rows = (const void *const *)y_rows;
+    assert_refused(fq_gemm(fixture->stream, &gemm, &err), FQ_INVALID, &err,
+                   "row 7 of the residual");
+}
+
+static void refuses_gates_unlike_the_weights(void **context) {
+    static const struct {
+        const char *backend; /* NULL: the stream's */
+        int64_t n, k;
+        int bits;
+        const char *says;
+    } cases[] = {
+        {NULL, N - 1, K, 4, "the gate is 2×16, allowed is the weights' 3×16"},
+        {NULL, N, K - 1, 4, "the gate is 3×15, allowed is the weights' 3×16"},
+        {NULL, N, K, 3, "the gate has 3 bits, allowed are the weights' 4"},
+        {"reference", N, K, 4, "the gate belongs to another backend"},
+    };
+    struct fixture *fixture = *context;
+    struct fq_error err;
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct fq_backend *backend = fixture->backend;
+        struct fq_gemm gemm = valid_gemm(fixture);
+        struct fq_matrix gate = matrix;
+        struct fq_weights *weights;
+
+        gate.n = cases[i].n;
+        gate.k = gate.group = cases[i].k;
+        gate.bits = cases[i].bits;
+        if (cases[i].backend)
+            assert_int_equal(fq_backend_new(cases[i].backend, NULL, &backend, &err), 0);
+        assert_int_equal(fq_weights_new(backend, &gate, &weights, &err), 0);
+        gemm.gate = weights;
+        assert_refused(fq_gemm(fixture->stream, &gemm, &err), FQ_INVALID, &err, cases[i].says);
+        fq_weights_free(weights);
+        if (cases[i].backend)
+            fq_backend_free(backend);
+    }
 }
 
 static void refuses_weights_of_another_backend(void **context) {
@@ -395,6 +457,7 @@ int main(void) {
         cmocka_unit_test(refuses_to_share_weights_where_it_cannot),
         cmocka_unit_test(refuses_each_wrong_argument_of_a_gemm),
         cmocka_unit_test(refuses_wrong_row_pointers),
+        cmocka_unit_test(refuses_gates_unlike_the_weights),
         cmocka_unit_test(refuses_weights_of_another_backend),
     };
 

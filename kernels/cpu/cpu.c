@@ -29,8 +29,8 @@ struct cpu_stream {
     size_t scratch_bytes;
 };
 
-size_t fq_cpu_scratch_floats(int64_t rows) {
-    return FQ_CPU_PANEL_K * FQ_CPU_BLOCK + (size_t)rows * FQ_CPU_BLOCK;
+size_t fq_cpu_scratch_floats(int64_t rows, int operands) {
+    return FQ_CPU_PANEL_K * FQ_CPU_BLOCK + (size_t)rows * FQ_CPU_BLOCK * (size_t)operands;
 }
 
 static bool runs_here(const struct fq_cpu_kernels *kernels) {
@@ -163,7 +163,10 @@ static void sum_groups(const struct fq_cpu_weights *weights, const float *x, flo
 
 /* Where the parts of a pass's scratch memory lie: bytes from its start, each on a cache line. */
 struct parts {
-    size_t x, sums, fixed, limbs, chunks, threads, total;
+    size_t x, threads, total;
+    struct {
+        size_t sums, fixed, limbs, chunks;
+    } of[FQ_CPU_OPERANDS];
 };
 
 static size_t take(struct parts *parts, size_t bytes) {
@@ -173,56 +176,77 @@ static size_t take(struct parts *parts, size_t bytes) {
     return at;
 }
 
-static struct parts lay_out(const struct cpu_backend *backend, const struct fq_cpu_weights *weights,
-                            int64_t rows, bool decode) {
-    const size_t count = (size_t)rows, k = (size_t)weights->k_padded;
+static struct parts lay_out(const struct cpu_backend *backend, const struct fq_cpu_job *job,
+                            bool decode) {
+    const size_t count = (size_t)job->rows;
+    const size_t k = (size_t)job->operand[FQ_CPU_MAIN].weights->k_padded;
     struct parts parts = {0};
 
     parts.x = take(&parts, count * k * sizeof(float));
     if (!decode) {
-        parts.threads =
-            take(&parts, fq_cpu_scratch_floats(rows) * sizeof(float) * (size_t)backend->threads);
+        parts.threads = take(&parts, fq_cpu_scratch_floats(job->rows, job->operands) *
+                                         sizeof(float) * (size_t)backend->threads);
         return parts;
     }
-    parts.sums = take(&parts, weights->zeros ? count * (size_t)weights->groups * sizeof(float) : 0);
-    if (backend->kernels->to_fixed) {
-        parts.fixed = take(&parts, count * sizeof(struct fq_cpu_fixed));
-        parts.limbs = take(&parts, count * k * FQ_CPU_LIMBS);
-        parts.chunks =
+    for (int i = 0; i < job->operands; i++) {
+        const struct fq_cpu_weights *weights = job->operand[i].weights;
+        const size_t groups = (size_t)weights->groups;
+
+        parts.of[i].sums = take(&parts, weights->zeros ? count * groups * sizeof(float) : 0);
+        if (!backend->kernels->to_fixed)
+            continue;
+        parts.of[i].fixed = take(&parts, count * sizeof(struct fq_cpu_fixed));
+        parts.of[i].limbs = take(&parts, count * k * FQ_CPU_LIMBS);
+        parts.of[i].chunks =
             take(&parts, count * (size_t)fq_cpu_chunks(weights) * sizeof(struct fq_cpu_chunk));
     }
     return parts;
 }
 
+/* Row m of X, in floats, as an operand's groups want it. */
+static void convert_row(const struct fq_cpu_job *job, int i, const struct fq_cpu_kernels *kernels,
+                        const struct parts *parts, char *scratch, int64_t m, const float *x) {
+    const struct fq_cpu_weights *weights = job->operand[i].weights;
+    struct fq_cpu_fixed *fixed = (struct fq_cpu_fixed *)(void *)(scratch + parts->of[i].fixed);
+    const int64_t chunks = fq_cpu_chunks(weights);
+
+    if (kernels->to_fixed) {
+        fixed[m] = (struct fq_cpu_fixed){
+            .limbs = (int8_t *)scratch + parts->of[i].limbs + m * weights->k_padded * FQ_CPU_LIMBS,
+            .chunks = (struct fq_cpu_chunk *)(void *)(scratch + parts->of[i].chunks) + m * chunks,
+        };
+        /* The errors of two products multiply up: they get all the limbs. */
+        kernels->to_fixed(weights, x, job->operands > 1 ? FQ_F32 : job->gemm->type, &fixed[m]);
+    }
+    if (weights->zeros)
+        sum_groups(weights, x,
+                   (float *)(void *)(scratch + parts->of[i].sums) + m * weights->groups);
+}
+
 /* X to float, and for decode to what the kernels take. */
 static void convert_rows(struct fq_cpu_job *job, const struct fq_cpu_kernels *kernels,
                          const struct parts *parts, char *scratch, bool decode) {
-    const struct fq_cpu_weights *weights = job->weights;
-    const int64_t k = weights->base.info.k, chunks = fq_cpu_chunks(weights);
-    struct fq_cpu_fixed *fixed = (struct fq_cpu_fixed *)(void *)(scratch + parts->fixed);
-    float *sums = (float *)(void *)(scratch + parts->sums);
+    const int64_t k = job->gemm->weights->info.k;
+    const int64_t pitch = job->operand[FQ_CPU_MAIN].weights->k_padded;
 
 #pragma omp parallel for schedule(static)                                                          \
     num_threads(job->threads) if (job->threads > 1 && job->rows > 1)
     for (int64_t m = 0; m < job->rows; m++) {
-        float *x = (float *)(void *)(scratch + parts->x) + m * weights->k_padded;
-        bool floats = true;
+        float *x = (float *)(void *)(scratch + parts->x) + m * pitch;
 
         kernels->to_f32(x, fq_gemm_x_row(job->gemm, job->row + m), job->gemm->type, k);
-        memset(x + k, 0, (size_t)(weights->k_padded - k) * sizeof *x);
-        if (decode && kernels->to_fixed) {
-            fixed[m] = (struct fq_cpu_fixed){
-                .limbs = (int8_t *)scratch + parts->limbs + m * weights->k_padded * FQ_CPU_LIMBS,
-                .chunks = (struct fq_cpu_chunk *)(void *)(scratch + parts->chunks) + m * chunks,
-            };
-            floats = !kernels->to_fixed(weights, x, job->gemm->type, &fixed[m]);
-        }
-        if (decode && floats && weights->zeros)
-            sum_groups(weights, x, sums + m * weights->groups);
+        memset(x + k, 0, (size_t)(pitch - k) * sizeof *x);
+        for (int i = 0; i < job->operands && decode; i++)
+            convert_row(job, i, kernels, parts, scratch, m, x);
     }
     job->x = (float *)(void *)(scratch + parts->x);
-    job->x_sum = weights->zeros ? sums : NULL;
-    job->fixed = fixed;
+    for (int i = 0; i < job->operands; i++) {
+        struct fq_cpu_operand *operand = &job->operand[i];
+
+        operand->fixed = (struct fq_cpu_fixed *)(void *)(scratch + parts->of[i].fixed);
+        if (operand->weights->zeros)
+            operand->x_sum = (float *)(void *)(scratch + parts->of[i].sums);
+    }
 }
 
 static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64_t row,
@@ -230,19 +254,20 @@ static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64
     const struct cpu_backend *backend = (const struct cpu_backend *)stream->base.backend;
     const struct fq_cpu_weights *weights = (const struct fq_cpu_weights *)gemm->weights;
     const bool decode = gemm->m <= FQ_DECODE_ROWS;
-    const struct parts parts = lay_out(backend, weights, rows, decode);
+    struct fq_cpu_job job = {
+        .gemm = gemm,
+        .operands = gemm->gate ? 2 : 1,
+        .operand = {{.weights = weights}, {.weights = (const struct fq_cpu_weights *)gemm->gate}},
+        .row = row,
+        .rows = rows,
+        .threads = backend->threads < weights->blocks ? backend->threads : (int)weights->blocks,
+    };
+    const struct parts parts = lay_out(backend, &job, decode);
     int status = reserve(stream, parts.total, err);
 
     if (status)
         return status;
-    struct fq_cpu_job job = {
-        .weights = weights,
-        .gemm = gemm,
-        .row = row,
-        .rows = rows,
-        .threads = backend->threads < weights->blocks ? backend->threads : (int)weights->blocks,
-        .scratch = (float *)(void *)(stream->scratch + parts.threads),
-    };
+    job.scratch = (float *)(void *)(stream->scratch + parts.threads);
     convert_rows(&job, backend->kernels, &parts, stream->scratch, decode);
     if (decode)
         backend->kernels->decode(&job);

@@ -98,21 +98,33 @@ static inline int64_t fq_cpu_chunks(const struct fq_cpu_weights *weights) {
     return span.started;
 }
 
-/* A GEMM with X converted: what the instruction sets compute. */
-struct fq_cpu_job {
+/* One of a GEMM's matrices, with what its groups make of X. */
+struct fq_cpu_operand {
     const struct fq_cpu_weights *weights;
-    const struct fq_gemm *gemm;
-    int64_t row;        /* first row of X and Y that this pass covers */
-    int64_t rows;       /* and how many */
-    const float *x;     /* [rows][k_padded], zero-padded */
     const float *x_sum; /* [rows][groups]: sums of x over each group; NULL when symmetric */
     const struct fq_cpu_fixed *fixed; /* [rows]; NULL where the kernels have no to_fixed */
+};
+
+enum {
+    FQ_CPU_MAIN,
+    FQ_CPU_GATE,
+    FQ_CPU_OPERANDS
+};
+
+/* A GEMM with X converted: what the instruction sets compute. */
+struct fq_cpu_job {
+    const struct fq_gemm *gemm;
+    int operands; /* 1, or 2 with a gate: of the same n, k and bits */
+    struct fq_cpu_operand operand[FQ_CPU_OPERANDS];
+    int64_t row;    /* first row of X and Y that this pass covers */
+    int64_t rows;   /* and how many */
+    const float *x; /* [rows][k_padded], zero-padded */
     int threads;
-    float *scratch; /* [threads][fq_cpu_scratch_floats(rows)], 64-byte aligned */
+    float *scratch; /* [threads][fq_cpu_scratch_floats(rows, operands)], 64-byte aligned */
 };
 
 /* Floats that one thread needs for a pass of `rows` rows. */
-size_t fq_cpu_scratch_floats(int64_t rows);
+size_t fq_cpu_scratch_floats(int64_t rows, int operands);
 
 struct fq_cpu_kernels {
     const char *name;
@@ -126,7 +138,8 @@ struct fq_cpu_kernels {
      * to.  False: it cannot be, and is left to fp32.  NULL: decode takes floats. */
     bool (*to_fixed)(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed);
-    /* Epilogue and rounding: values[rows][64] to rows `row`.. and a block's columns of Y. */
+    /* Epilogue and rounding: values[operand][rows][64] to rows `row`.. and a block's columns of
+     * Y. */
     void (*finish)(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
                    float *values);
 };
@@ -136,8 +149,10 @@ extern const struct fq_cpu_kernels fq_cpu_avx2;
 extern const struct fq_cpu_kernels fq_cpu_avx512;
 extern const struct fq_cpu_kernels fq_cpu_avx512vnni;
 
-/* Bias and activation, in place: values[i] is column `column + i` of Y.  (epilogue.c) */
-void fq_cpu_epilogue(const struct fq_gemm *gemm, int64_t column, float *values, int64_t count);
+/* What comes after the products, in place: values[i] is column `column + i` of row m of Y, gate
+ * NULL or the gate's product, which is lost.  (epilogue.c) */
+void fq_cpu_epilogue(const struct fq_gemm *gemm, int64_t m, int64_t column, float *values,
+                     float *gate, int64_t count);
 
 /* Prepacking (pack.c). */
 uint64_t fq_cpu_weights_size(struct fq_backend *backend, const struct fq_matrix *matrix);

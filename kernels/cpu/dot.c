@@ -300,38 +300,53 @@ static tile_function *tile_for(int bits, int mr, int limbs) {
     return table[bits == 8 ? 0 : bits == 4 ? 1 : 2][limbs - 2][mr / 2];
 }
 
+/* Limbs that a row takes with every operand; 0: it is left to fp32. */
+static int limbs_of(const struct fq_cpu_job *job, int64_t row) {
+    int limbs = job->operand[FQ_CPU_MAIN].fixed[row].count;
+
+    if (job->operands > FQ_CPU_GATE) {
+        int other = job->operand[FQ_CPU_GATE].fixed[row].count;
+
+        limbs = !limbs || !other ? 0 : limbs > other ? limbs : other;
+    }
+    return limbs;
+}
+
 static void decode_block(const struct fq_cpu_job *job, int64_t index) {
-    const struct fq_cpu_weights *weights = job->weights;
-    const int64_t groups_at = index * weights->groups * FQ_CPU_BLOCK;
-    struct block block = {
-        .weights = weights,
-        .codes = weights->codes + index * weights->block_bytes,
-        .scales = weights->scales + groups_at,
-        .zeros = weights->zeros ? weights->zeros + groups_at : NULL,
-    };
-    _Alignas(64) float values[MR * FQ_CPU_BLOCK];
+    _Alignas(64) float values[FQ_CPU_OPERANDS * MR * FQ_CPU_BLOCK];
 
     for (int64_t row = 0; row < job->rows;) {
         int mr = 0, limbs = 2;
 
-        for (; mr < MR && row + mr < job->rows && job->fixed[row + mr].count; mr++)
-            if (job->fixed[row + mr].count > limbs)
-                limbs = job->fixed[row + mr].count;
+        for (int next; mr < MR && row + mr < job->rows && (next = limbs_of(job, row + mr)); mr++)
+            if (next > limbs)
+                limbs = next;
         if (mr == 0) {
             row++;
             continue;
         }
         if (mr == 3)
             mr = 2;
-        block.fixed = job->fixed + row;
-        tile_for(weights->base.info.bits, mr, limbs)(&block, values);
+        for (int i = 0; i < job->operands; i++) {
+            const struct fq_cpu_weights *weights = job->operand[i].weights;
+            const int64_t groups_at = index * weights->groups * FQ_CPU_BLOCK;
+            struct block block = {
+                .weights = weights,
+                .codes = weights->codes + index * weights->block_bytes,
+                .scales = weights->scales + groups_at,
+                .zeros = weights->zeros ? weights->zeros + groups_at : NULL,
+                .fixed = job->operand[i].fixed + row,
+            };
+
+            tile_for(weights->base.info.bits, mr, limbs)(&block, values + i * mr * FQ_CPU_BLOCK);
+        }
         fq_cpu_avx512.finish(job, index, row, mr, values);
         row += mr;
     }
 }
 
 static void decode(const struct fq_cpu_job *job) {
-    int64_t blocks = job->weights->blocks;
+    const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
 
 #pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
     for (int64_t block = 0; block < blocks; block++)
@@ -340,13 +355,14 @@ static void decode(const struct fq_cpu_job *job) {
     for (int64_t row = 0; row < job->rows; row++) {
         struct fq_cpu_job one = *job;
 
-        if (job->fixed[row].count)
+        if (limbs_of(job, row))
             continue;
         one.row += row;
         one.rows = 1;
-        one.x += row * job->weights->k_padded;
-        if (one.x_sum)
-            one.x_sum += row * job->weights->groups;
+        one.x += row * job->operand[FQ_CPU_MAIN].weights->k_padded;
+        for (int i = 0; i < one.operands; i++)
+            if (one.operand[i].x_sum)
+                one.operand[i].x_sum += row * one.operand[i].weights->groups;
         fq_cpu_avx512.decode(&one);
     }
 }

@@ -253,45 +253,53 @@ static tile_function *tile_for(int bits, int mr) {
 
 static void finish(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
                    float *values) {
-    const struct fq_weights_info *info = &job->weights->base.info;
+    const struct fq_weights_info *info = &job->gemm->weights->info;
     int64_t column = block * FQ_CPU_BLOCK;
     int64_t count = info->n - column < FQ_CPU_BLOCK ? info->n - column : FQ_CPU_BLOCK;
 
     for (int64_t m = 0; m < rows; m++) {
         float *line = values + m * FQ_CPU_BLOCK;
+        float *gate = job->operands > FQ_CPU_GATE ? line + rows * FQ_CPU_BLOCK : NULL;
+        int64_t at = job->row + row + m;
 
-        fq_cpu_epilogue(job->gemm, column, line, count);
-        store_row(fq_gemm_y_row(job->gemm, job->row + row + m), job->gemm->type, column, line,
-                  count);
+        fq_cpu_epilogue(job->gemm, at, column, line, gate, count);
+        store_row(fq_gemm_y_row(job->gemm, at), job->gemm->type, column, line, count);
     }
 }
 
-static void decode_block(const struct fq_cpu_job *job, int64_t block) {
-    const struct fq_cpu_weights *weights = job->weights;
+INLINE struct tile tile_of(const struct fq_cpu_weights *weights, int64_t block) {
     int64_t groups_at = block * weights->groups * FQ_CPU_BLOCK;
-    struct tile tile = {
+
+    return (struct tile){
         .weights = weights,
         .codes = weights->codes + block * weights->block_bytes,
         .scales = weights->scales + groups_at,
         .zeros = weights->zeros ? weights->zeros + groups_at : NULL,
     };
+}
 
+static void decode_block(const struct fq_cpu_job *job, int64_t block) {
     for (int64_t row = 0; row < job->rows;) {
         int mr = job->rows - row >= MR ? MR : job->rows - row >= 2 ? 2 : 1;
-        tile_function *run = tile_for(weights->base.info.bits, mr);
-        float values[MR * FQ_CPU_BLOCK];
+        tile_function *run = tile_for(job->gemm->weights->info.bits, mr);
+        float values[FQ_CPU_OPERANDS * MR * FQ_CPU_BLOCK];
 
-        tile.x = job->x + row * weights->k_padded;
-        tile.x_sum = job->x_sum ? job->x_sum + row * weights->groups : NULL;
-        for (tile.lane = 0; tile.lane < FQ_CPU_BLOCK; tile.lane += NV * VL)
-            run(&tile, values);
+        for (int i = 0; i < job->operands; i++) {
+            const struct fq_cpu_operand *operand = &job->operand[i];
+            struct tile tile = tile_of(operand->weights, block);
+
+            tile.x = job->x + row * tile.weights->k_padded;
+            tile.x_sum = operand->x_sum ? operand->x_sum + row * tile.weights->groups : NULL;
+            for (tile.lane = 0; tile.lane < FQ_CPU_BLOCK; tile.lane += NV * VL)
+                run(&tile, values + i * mr * FQ_CPU_BLOCK);
+        }
         finish(job, block, row, mr, values);
         row += mr;
     }
 }
 
 static void decode(const struct fq_cpu_job *job) {
-    int64_t blocks = job->weights->blocks;
+    int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
 
 #pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
     for (int64_t block = 0; block < blocks; block++)
@@ -374,30 +382,28 @@ static void multiply_panel(const float *x, int64_t pitch, const float *panel, in
 }
 
 static void panel_block(const struct fq_cpu_job *job, int64_t block, float *panel) {
-    const struct fq_cpu_weights *weights = job->weights;
-    int64_t groups_at = block * weights->groups * FQ_CPU_BLOCK;
     float *values = panel + FQ_CPU_PANEL_K * FQ_CPU_BLOCK;
-    struct tile tile = {
-        .weights = weights,
-        .codes = weights->codes + block * weights->block_bytes,
-        .scales = weights->scales + groups_at,
-        .zeros = weights->zeros ? weights->zeros + groups_at : NULL,
-    };
+    const int64_t floats = job->rows * FQ_CPU_BLOCK;
 
-    memset(values, 0, (size_t)(job->rows * FQ_CPU_BLOCK) * sizeof *values);
-    for (int64_t k = 0; k < weights->k_padded; k += FQ_CPU_PANEL_K) {
-        int64_t left = weights->k_padded - k;
-        int64_t columns = left < FQ_CPU_PANEL_K ? left : FQ_CPU_PANEL_K;
+    memset(values, 0, (size_t)(job->operands * floats) * sizeof *values);
+    for (int i = 0; i < job->operands; i++) {
+        const struct tile tile = tile_of(job->operand[i].weights, block);
+        const int64_t k_padded = tile.weights->k_padded;
 
-        dequantize_panel(&tile, k, columns, panel);
-        multiply_panel(job->x + k, weights->k_padded, panel, columns, values, job->rows);
+        for (int64_t k = 0; k < k_padded; k += FQ_CPU_PANEL_K) {
+            int64_t left = k_padded - k;
+            int64_t columns = left < FQ_CPU_PANEL_K ? left : FQ_CPU_PANEL_K;
+
+            dequantize_panel(&tile, k, columns, panel);
+            multiply_panel(job->x + k, k_padded, panel, columns, values + i * floats, job->rows);
+        }
     }
     finish(job, block, 0, job->rows, values);
 }
 
 static void panel(const struct fq_cpu_job *job) {
-    int64_t blocks = job->weights->blocks;
-    size_t floats = fq_cpu_scratch_floats(job->rows);
+    int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
+    size_t floats = fq_cpu_scratch_floats(job->rows, job->operands);
 
 #pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
     for (int64_t block = 0; block < blocks; block++) {

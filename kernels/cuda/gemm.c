@@ -193,6 +193,9 @@ int fq_cuda_gemm(struct fq_stream *base, const struct fq_gemm *gemm, struct fq_e
     struct fq_cuda_launch launch;
     int status;
 
+    if (gemm->gate || gemm->residual || gemm->residual_rows)
+        return fq_fail(err, FQ_UNSUPPORTED,
+                       "the cuda backend has no gated products or residuals yet");
     status = fq_cuda_use(base->backend, err);
     if (status < 0)
         return status;

@@ -89,25 +89,44 @@ static double apply_activation(double v, enum fq_activation activation) {
     return v;
 }
 
+/* x · row + bias[n], in the order of k. */
+static double product(const void *x, enum fq_dtype type, const double *row, int64_t k,
+                      const void *bias, enum fq_dtype bias_type, int64_t n) {
+    double sum = bias ? (double)fq_load(bias, bias_type, (size_t)n) : 0.0;
+
+    for (int64_t i = 0; i < k; i++)
+        sum += (double)fq_load(x, type, (size_t)i) * row[i];
+    return sum;
+}
+
 static int reference_gemm(struct fq_stream *stream, const struct fq_gemm *gemm,
                           struct fq_error *err) {
-    const struct reference_weights *weights = (const struct reference_weights *)gemm->weights;
-    const struct fq_matrix *matrix = &weights->matrix;
-    double *row = malloc((size_t)matrix->k * sizeof *row);
+    const struct fq_matrix *matrix = &((const struct reference_weights *)gemm->weights)->matrix;
+    const struct fq_matrix *gate =
+        gemm->gate ? &((const struct reference_weights *)gemm->gate)->matrix : NULL;
+    const int64_t k = matrix->k;
+    double *row = malloc((size_t)k * 2 * sizeof *row), *gate_row;
 
     (void)stream;
     if (!row)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for a row of %lld weights",
-                       (long long)matrix->k);
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for two rows of %lld weights", (long long)k);
+    gate_row = row + k;
     for (int64_t n = 0; n < matrix->n; n++) {
         fq_matrix_dequantize_row(matrix, n, row);
+        if (gate)
+            fq_matrix_dequantize_row(gate, n, gate_row);
         for (int64_t m = 0; m < gemm->m; m++) {
-            const void *x = fq_gemm_x_row(gemm, m);
-            double sum = gemm->bias ? (double)fq_load(gemm->bias, gemm->bias_type, (size_t)n) : 0.0;
+            const void *x = fq_gemm_x_row(gemm, m), *residual = fq_gemm_residual_row(gemm, m);
+            double sum = product(x, gemm->type, row, k, gemm->bias, gemm->bias_type, n);
 
-            for (int64_t k = 0; k < matrix->k; k++)
-                sum += (double)fq_load(x, gemm->type, (size_t)k) * row[k];
-            sum = apply_activation(sum, gemm->activation);
+            if (gate)
+                sum *= apply_activation(
+                    product(x, gemm->type, gate_row, k, gemm->gate_bias, gemm->bias_type, n),
+                    gemm->activation);
+            else
+                sum = apply_activation(sum, gemm->activation);
+            if (residual)
+                sum += (double)fq_load(residual, gemm->type, (size_t)n);
             fq_store(fq_gemm_y_row(gemm, m), gemm->type, (size_t)n, (float)sum);
         }
     }
