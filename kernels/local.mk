@@ -33,8 +33,14 @@ endif
 EXTRA_DIST += kernels/cuda/NOTES.md
 CUDA_SOURCES = kernels/cuda/backend.c kernels/cuda/memory.c kernels/cuda/slab.c \
 	kernels/cuda/weights.c kernels/cuda/gemm.c kernels/cuda/cuda-impl.h kernels/cuda/layout.h \
-	kernels/cuda/tiles.h kernels/cuda/ptx.cuh kernels/cuda/dequant.cuh \
-	kernels/cuda/launch.cuh kernels/cuda/epilogue.cuh kernels/cuda/gemm.cuh kernels/cuda/decode.cuh \
+	kernels/cuda/tiles.h kernels/cuda/shares.h kernels/cuda/ptx.cuh kernels/cuda/ptx-hopper.cuh \
+	kernels/cuda/wgmma.cuh kernels/cuda/dequant.cuh kernels/cuda/launch.cuh \
+	kernels/cuda/epilogue.cuh kernels/cuda/hopper.cuh kernels/cuda/hopper-decode.cuh \
+	kernels/cuda/hopper-prefill.cuh kernels/cuda/gemm.cuh kernels/cuda/decode.cuh \
+	kernels/cuda/hopper-decode-int8.cu kernels/cuda/hopper-decode-int4.cu \
+	kernels/cuda/hopper-decode-int3.cu kernels/cuda/hopper-prefill-int8.cu \
+	kernels/cuda/hopper-prefill-int4.cu kernels/cuda/hopper-prefill-int3.cu \
+	kernels/cuda/rows.cu \
 	kernels/cuda/decode-int8.cu kernels/cuda/decode-int4.cu kernels/cuda/decode-int3.cu \
 	kernels/cuda/prefill.cu kernels/cuda/prepack.cu
 if HAVE_CUDA

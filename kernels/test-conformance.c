@@ -98,7 +98,7 @@ static int end_test(void **context) {
 }
 
 /* A gate with groups and scales of its own, and a residual: each in half of the cases. */
-static void draw_epilogue(struct shape *shape, const struct fq_device_info *info) {
+static void draw_epilogue(struct shape *shape) {
     shape->gate_scale_type = PICK(scale_types);
     shape->gate_group = random_below(2) ? PICK(all_groups) : -1;
     shape->gate_zeros = random_below(2);
@@ -110,9 +110,6 @@ static void draw_epilogue(struct shape *shape, const struct fq_device_info *info
         shape->gate_group = shape->k;
     if (shape->gate_group < 0)
         shape->gate_group = 0;
-    /* Until the cuda backend has them: */
-    if (!strcmp(info->backend, "cuda"))
-        shape->gate_group = 0, shape->residual = RESIDUAL_NONE;
 }
 
 static void draw(struct shape *shape, const struct fq_device_info *info) {
@@ -135,7 +132,7 @@ static void draw(struct shape *shape, const struct fq_device_info *info) {
     shape->kind = info->device_memory && random_below(3) ? FQ_MEMORY_DEVICE : FQ_MEMORY_HOST;
     if (shape->group == 0 || shape->group > shape->k)
         shape->group = shape->k;
-    draw_epilogue(shape, info);
+    draw_epilogue(shape);
 }
 
 static void stays_within_the_bounds_of_float64(void **context) {

@@ -95,7 +95,7 @@ static int choose_device(const char *wanted, int *device, struct fq_error *err) 
 
 /* ---- Open and close ------------------------------------------------------------------------- */
 
-static int describe(struct fq_cuda_backend *cuda, struct fq_error *err) {
+static int describe(struct fq_cuda_backend *cuda, int *major, struct fq_error *err) {
     struct fq_device_info *info = &cuda->info;
     struct cudaDeviceProp properties;
     int version, status;
@@ -112,6 +112,7 @@ static int describe(struct fq_cuda_backend *cuda, struct fq_error *err) {
                            "run this build's kernels on the CUDA device");
     if (status < 0)
         return status;
+    *major = properties.major;
     cuda->processors = properties.multiProcessorCount;
     snprintf(info->backend, sizeof info->backend, "cuda");
     snprintf(info->name, sizeof info->name, "%.127s", properties.name);
@@ -122,20 +123,54 @@ static int describe(struct fq_cuda_backend *cuda, struct fq_error *err) {
     return 0;
 }
 
-static int prepare_kernels(struct fq_error *err) {
+/* FINEQUANT_CUDA_KERNELS=sm80 takes the kernels without Hopper's instructions on any device. */
+static int choose_kernels(struct fq_cuda_backend *cuda, int major, struct fq_error *err) {
+    const char *wanted = getenv("FINEQUANT_CUDA_KERNELS");
+    int status, answer = 0;
+
+    if (wanted && strcmp(wanted, "sm80") != 0 && strcmp(wanted, "sm90a") != 0)
+        return fq_fail(err, FQ_INVALID,
+                       "FINEQUANT_CUDA_KERNELS is \"%s\"; allowed are sm80 and sm90a", wanted);
+    if (major == 9) {
+        status = fq_cuda_check(fq_cuda_probe_hopper(&answer, cuda->copies), err,
+                               "run this build's kernels on the CUDA device");
+        if (status < 0)
+            return status;
+    }
+    if (wanted && !answer && strcmp(wanted, "sm90a") == 0)
+        return fq_fail(err, FQ_UNAVAILABLE,
+                       "FINEQUANT_CUDA_KERNELS is sm90a: this build (--with-cuda-arch) or the "
+                       "device has none of those kernels");
+    cuda->hopper = answer && !(wanted && strcmp(wanted, "sm80") == 0);
+    if (cuda->hopper)
+        snprintf(cuda->info.kernels, sizeof cuda->info.kernels, "sm_90a");
+    return 0;
+}
+
+static int prepare_kernels(bool hopper, struct fq_error *err) {
     static const struct {
-        cudaError_t (*prepare)(void);
+        bool hopper;
+        fq_cuda_preparer *prepare;
         const char *what;
     } kernels[] = {
-        {fq_cuda_decode_int8_prepare, "prepare the int8 decode kernels"},
-        {fq_cuda_decode_int4_prepare, "prepare the int4 decode kernels"},
-        {fq_cuda_decode_int3_prepare, "prepare the int3 decode kernels"},
-        {fq_cuda_prefill_prepare, "prepare the prefill kernels"},
+        {true, fq_cuda_hopper_decode_int8_prepare, "prepare the int8 decode kernels"},
+        {true, fq_cuda_hopper_decode_int4_prepare, "prepare the int4 decode kernels"},
+        {true, fq_cuda_hopper_decode_int3_prepare, "prepare the int3 decode kernels"},
+        {true, fq_cuda_hopper_prefill_int8_prepare, "prepare the int8 prefill kernels"},
+        {true, fq_cuda_hopper_prefill_int4_prepare, "prepare the int4 prefill kernels"},
+        {true, fq_cuda_hopper_prefill_int3_prepare, "prepare the int3 prefill kernels"},
+        {false, fq_cuda_decode_int8_prepare, "prepare the int8 decode kernels"},
+        {false, fq_cuda_decode_int4_prepare, "prepare the int4 decode kernels"},
+        {false, fq_cuda_decode_int3_prepare, "prepare the int3 decode kernels"},
+        {false, fq_cuda_prefill_prepare, "prepare the prefill kernels"},
     };
 
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
-        int status = fq_cuda_check(kernels[i].prepare(), err, kernels[i].what);
+        int status;
 
+        if (kernels[i].hopper != hopper)
+            continue;
+        status = fq_cuda_check(kernels[i].prepare(), err, kernels[i].what);
         if (status < 0)
             return status;
     }
@@ -165,7 +200,7 @@ static int cuda_open(const struct fq_backend_options *options, struct fq_backend
                      struct fq_error *err) {
     struct fq_cuda_backend *cuda;
     cudaError_t error;
-    int device, status;
+    int device, major, status;
 
     status = choose_device(options ? options->device : NULL, &device, err);
     if (status < 0)
@@ -186,14 +221,17 @@ static int cuda_open(const struct fq_backend_options *options, struct fq_backend
         (void)cudaGetLastError();
     if (status < 0)
         goto fail;
-    status = describe(cuda, err);
-    if (status < 0)
-        goto fail;
-    status = prepare_kernels(err);
+    status = describe(cuda, &major, err);
     if (status < 0)
         goto fail;
     status = fq_cuda_check(cudaStreamCreateWithFlags(&cuda->copies, cudaStreamNonBlocking), err,
                            "create a CUDA stream");
+    if (status < 0)
+        goto fail;
+    status = choose_kernels(cuda, major, err);
+    if (status < 0)
+        goto fail;
+    status = prepare_kernels(cuda->hopper, err);
     if (status < 0)
         goto fail;
     *out = &cuda->base;
@@ -223,29 +261,38 @@ static int cuda_info(struct fq_backend *backend, struct fq_device_info *info,
 
 /* ---- CUDA IPC ------------------------------------------------------------------------------- */
 
-/* The allocation that an address lies in: a call of the driver, which the runtime does not wrap. */
+int fq_cuda_driver_entry(const char *name, int version, void *entry, struct fq_error *err) {
+    enum cudaDriverEntryPointQueryResult found;
+    void *address = NULL;
+    int status;
+
+#if CUDART_VERSION >= 12050
+    status = fq_cuda_check(cudaGetDriverEntryPointByVersion(name, &address, (unsigned)version,
+                                                            cudaEnableDefault, &found),
+                           err, "look a function of the CUDA driver up");
+#else
+    (void)version;
+    status = fq_cuda_check(cudaGetDriverEntryPoint(name, &address, cudaEnableDefault, &found), err,
+                           "look a function of the CUDA driver up");
+#endif
+    if (status < 0)
+        return status;
+    if (found != cudaDriverEntryPointSuccess || !address)
+        return fq_fail(err, FQ_DEVICE, "the CUDA driver has no %s", name);
+    memcpy(entry, &address, sizeof address); /* ISO C has no cast from object to function pointer */
+    return 0;
+}
+
+/* The allocation that an address lies in. */
 static int allocation_bytes(void *base, size_t *bytes, struct fq_error *err) {
     CUresult (*range)(CUdeviceptr *, size_t *, CUdeviceptr) = NULL;
-    void *entry = NULL;
-    enum cudaDriverEntryPointQueryResult found;
     CUdeviceptr start;
     CUresult result;
     int status;
 
-#if CUDART_VERSION >= 12050
-    status = fq_cuda_check(cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &entry, 11000,
-                                                            cudaEnableDefault, &found),
-                           err, "find cuMemGetAddressRange");
-#else
-    status = fq_cuda_check(
-        cudaGetDriverEntryPoint("cuMemGetAddressRange", &entry, cudaEnableDefault, &found), err,
-        "find cuMemGetAddressRange");
-#endif
+    status = fq_cuda_driver_entry("cuMemGetAddressRange", 11000, &range, err);
     if (status < 0)
         return status;
-    if (found != cudaDriverEntryPointSuccess || !entry)
-        return fq_fail(err, FQ_DEVICE, "the CUDA driver has no cuMemGetAddressRange");
-    memcpy(&range, &entry, sizeof range); /* ISO C has no cast from object to function pointer */
     result = range(&start, bytes, (CUdeviceptr)(uintptr_t)base);
     if (result != CUDA_SUCCESS)
         return fq_fail(err, FQ_DEVICE, "cannot find an allocation's size: driver error %d",

@@ -13,7 +13,9 @@ extern "C" {
 
 #include "backend-impl.h"
 #include "layout.h"
+#include "shares.h"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <pthread.h>
 
@@ -40,6 +42,7 @@ struct fq_cuda_backend {
     struct fq_backend base;
     int device;
     int processors; /* multiprocessors */
+    bool hopper;    /* Hopper's own kernels run, else those for sm_80 and newer */
     struct fq_device_info info;
     cudaStream_t copies;  /* loads, and copies that the caller waits for */
     pthread_mutex_t lock; /* over slabs and loader */
@@ -60,7 +63,7 @@ struct fq_cuda_stream {
     cudaStream_t stream;
     float *partials;    /* split-K sums, FQ_CUDA_PARTIAL_BYTES a slot; see tiles.h */
     unsigned *counters; /* arrivals at an output tile: zero between launches */
-    uint8_t *scratch;   /* staged rows of X and Y in host memory; grows */
+    uint8_t *scratch;   /* staged or arranged rows of X, staged ones of Y; grows */
     uint64_t scratch_bytes;
 };
 
@@ -73,6 +76,8 @@ struct fq_cuda_event {
 int fq_cuda_check(cudaError_t error, struct fq_error *err, const char *what);
 /* Makes the backend's device the calling thread's. */
 int fq_cuda_use(const struct fq_backend *backend, struct fq_error *err);
+/* Looks a function of the driver up, which the runtime does not wrap; *entry is its address. */
+int fq_cuda_driver_entry(const char *name, int version, void *entry, struct fq_error *err);
 /* Opens an exported allocation and finds offset..offset+bytes inside it; *base is what to close. */
 int fq_cuda_ipc_open(const struct fq_memory_handle *handle, void **base, void **address,
                      struct fq_error *err);
@@ -111,39 +116,58 @@ int fq_cuda_gemm(struct fq_stream *stream, const struct fq_gemm *gemm, struct fq
 
 /* ---- Launchers ------------------------------------------------------------------------------ */
 
-/* One launch of a GEMM kernel: passed by value, as the kernel's only parameter. */
+/* One launch of a GEMM kernel: passed by value, as a parameter. */
 struct fq_cuda_launch {
     struct fq_cuda_matrix w;
+    struct fq_cuda_matrix gate; /* codes NULL: no gate */
     int m;
-    int splits; /* slices of K that CTAs of their own sum */
-    float *partials;
+    float *partials; /* sums of split blocks, and arrivals at each: the stream's */
     unsigned *counters;
-    const void *bias;
+    const void *bias, *gate_bias;
     int bias_type;  /* enum fq_dtype */
     int activation; /* enum fq_activation */
     int type;       /* FQ_F16 or FQ_BF16 */
-    const void *x;  /* m > FQ_DECODE_ROWS: base and stride in elements */
+
+    int splits; /* tiles.h: slices of K that CTAs of their own sum */
+
+    struct fq_cuda_shares shares; /* Hopper */
+    int slots;                    /* groups that a strip has in a stage, at most */
+    int stages, stage_bytes;      /* the launcher's */
+    int block_m, blocks_n;        /* prefill: rows of X of a block; blocks along W */
+    const void *arranged;         /* decode, m > 16: X by fq_cuda_arrange_rows */
+
+    const void *x; /* m > FQ_DECODE_ROWS: base and stride in elements */
     void *y;
-    int64_t x_stride, y_stride;
+    const void *residual; /* or NULL */
+    int64_t x_stride, y_stride, residual_stride;
     const void *x_rows[FQ_DECODE_ROWS]; /* m ≤ FQ_DECODE_ROWS: a pointer a row */
     void *y_rows[FQ_DECODE_ROWS];
+    const void *residual_rows[FQ_DECODE_ROWS]; /* each NULL where there is no residual */
 };
 
-/* decode.cuh by bits, prefill.cu: queue one launch. */
-cudaError_t fq_cuda_decode_int8(const struct fq_cuda_launch *launch, cudaStream_t stream);
-cudaError_t fq_cuda_decode_int4(const struct fq_cuda_launch *launch, cudaStream_t stream);
-cudaError_t fq_cuda_decode_int3(const struct fq_cuda_launch *launch, cudaStream_t stream);
-cudaError_t fq_cuda_prefill(const struct fq_cuda_launch *launch, cudaStream_t stream);
-/* Lets the kernels use the shared memory they need on the current device; once a backend. */
-cudaError_t fq_cuda_decode_int8_prepare(void);
-cudaError_t fq_cuda_decode_int4_prepare(void);
-cudaError_t fq_cuda_decode_int3_prepare(void);
-cudaError_t fq_cuda_prefill_prepare(void);
+/* Queue one launch.  hopper-decode.cuh and hopper-prefill.cuh by bits; decode.cuh, prefill.cu. */
+typedef cudaError_t fq_cuda_launcher(const struct fq_cuda_launch *launch, cudaStream_t stream);
+typedef cudaError_t fq_cuda_mapped_launcher(const struct fq_cuda_launch *launch,
+                                            const CUtensorMap *x, cudaStream_t stream);
+fq_cuda_launcher fq_cuda_hopper_decode_int8, fq_cuda_hopper_decode_int4, fq_cuda_hopper_decode_int3;
+fq_cuda_mapped_launcher fq_cuda_hopper_prefill_int8, fq_cuda_hopper_prefill_int4,
+    fq_cuda_hopper_prefill_int3;
+fq_cuda_launcher fq_cuda_decode_int8, fq_cuda_decode_int4, fq_cuda_decode_int3, fq_cuda_prefill;
+
+/* Let the kernels use the shared memory they need on the current device; once a backend. */
+typedef cudaError_t fq_cuda_preparer(void);
+fq_cuda_preparer fq_cuda_hopper_decode_int8_prepare, fq_cuda_hopper_decode_int4_prepare,
+    fq_cuda_hopper_decode_int3_prepare, fq_cuda_hopper_prefill_int8_prepare,
+    fq_cuda_hopper_prefill_int4_prepare, fq_cuda_hopper_prefill_int3_prepare;
+fq_cuda_preparer fq_cuda_decode_int8_prepare, fq_cuda_decode_int4_prepare,
+    fq_cuda_decode_int3_prepare, fq_cuda_prefill_prepare;
+/* 1 where this build has sm_90a's machine code for the current device, else 0. */
+cudaError_t fq_cuda_probe_hopper(int *answer, cudaStream_t stream);
 
 /*
- * A piece of a canonical array in device memory: rows row0.. (a multiple of 16) and units unit0..
- * of every row, rows `stride` bytes apart.  A unit is a tile of codes, a scale or a zero point.
- * What lies beyond the matrix's n and k packs as zero.
+ * A piece of a canonical array in device memory: rows row0.. (a multiple of FQ_CUDA_STRIP) and
+ * units unit0.. of every row, rows `stride` bytes apart.  A unit is a tile of codes, a scale or a
+ * zero point. What lies beyond the matrix's n and k packs as zero.
  */
 struct fq_cuda_piece {
     const uint8_t *data;
@@ -156,6 +180,8 @@ cudaError_t fq_cuda_prepack_codes(const struct fq_cuda_matrix *matrix,
 /* Scales (bytes 2) or zero points (bytes 1). */
 cudaError_t fq_cuda_prepack_groups(const struct fq_cuda_matrix *matrix, int bytes,
                                    const struct fq_cuda_piece *piece, cudaStream_t stream);
+/* After the scales: fills the matrix's struct fq_cuda_meta, which is zero before. */
+cudaError_t fq_cuda_prepack_finish(const struct fq_cuda_matrix *matrix, cudaStream_t stream);
 /* The machine code that runs: 90 for sm_90. */
 cudaError_t fq_cuda_prepack_version(int *version);
 
@@ -168,6 +194,18 @@ struct fq_cuda_gather {
     int m;
 };
 cudaError_t fq_cuda_gather_rows(const struct fq_cuda_gather *gather, cudaStream_t stream);
+
+/*
+ * Rows of X in the order of the Hopper decode kernel's stages: for each tile of 64 columns, one
+ * behind the other, `rows_padded` rows as wgmma_piece() of ptx-hopper.cuh places them; zeros past
+ * k.  Rows past m are left alone: no result depends on them.
+ */
+struct fq_cuda_arrange {
+    const void *rows[FQ_DECODE_ROWS];
+    uint8_t *to; /* [tiles][rows_padded][128 bytes], on 16 bytes */
+    int m, rows_padded, k, tiles;
+};
+cudaError_t fq_cuda_arrange_rows(const struct fq_cuda_arrange *arrange, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

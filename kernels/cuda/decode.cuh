@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The decode path, m ≤ FQ_DECODE_ROWS: bound by reading W once.  Four shapes by
- * the columns of eight that m fills; the more of them, the more rows of W share
- * what was read of X.  One .cu file a bit width, so that they compile side by side.
+ * The decode path without Hopper's instructions, m ≤ FQ_DECODE_ROWS: bound by reading W once.  Four
+ * shapes by the columns of eight that m fills; the more of them, the more rows of W share what was
+ * read of X.  One .cu file a bit width, so that they compile side by side.
  */
 #ifndef FQ_KERNELS_CUDA_DECODE_CUH
 #define FQ_KERNELS_CUDA_DECODE_CUH
@@ -16,13 +16,13 @@ using decode_16 = tiling<2, 2, 4, 1, 2, 3, true>;
 using decode_32 = tiling<4, 2, 4, 1, 1, 4, true>;
 using decode_64 = tiling<8, 2, 8, 1, 1, 3, true>;
 
-static_assert(decode_64::STRIPS * FQ_CUDA_STRIP == FQ_CUDA_DECODE_BLOCK, "tiles.h counts these");
+static_assert(decode_64::STRIPS * FQ_CUDA_QUARTER == FQ_CUDA_DECODE_BLOCK, "tiles.h counts these");
 static_assert(decode_8::STRIPS * 4 == decode_64::STRIPS, "fq_cuda_counters()");
-static_assert(decode_64::STRIPS * 16 * decode_64::XROWS * 4 == FQ_CUDA_PARTIAL_BYTES, "partials");
+static_assert(decode_64::STRIPS * 16 * decode_64::XROWS * 4 <= FQ_CUDA_PARTIAL_BYTES, "partials");
 
 template <int BITS, class T>
 static cudaError_t decode(const fq_cuda_launch &launch, cudaStream_t stream) {
-    if (launch.m <= 8)
+    if (launch.m <= 8 && !launch.gate.codes) /* a gated pair wants two strips a warp */
         return queue_gemm<decode_8, BITS, T>(launch, stream);
     if (launch.m <= 16)
         return queue_gemm<decode_16, BITS, T>(launch, stream);

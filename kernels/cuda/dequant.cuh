@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * From packed codes to mma fragments, in registers.  A fragment holds code −
- * zero, an integer of at most nine bits and so exact in fp16 and bf16; the
- * scale is applied in fp32 to the sums of a group, not here.
+ * zero, an integer of at most eight bits and a sign and so exact in fp16 and bf16;
+ * the scale is applied afterwards: in fp32 to the sums of a group (decode, sm_80), or to
+ * the fragment (prefill on Hopper).
  *
  * An integer c becomes a float without a conversion by putting it into the low
  * mantissa bits of a power of two: 0x6400 | c is 1024 + c in fp16 (ten mantissa
@@ -30,8 +31,20 @@ struct f16 {
                                                      uint32_t b0, uint32_t b1) {
         mma_first_f16(d, a, b0, b1);
     }
+    static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
+        return fma_f16x2(a, b, c);
+    }
+    static __device__ __forceinline__ uint32_t mul(uint32_t a, uint32_t b) {
+        return mul_f16x2(a, b);
+    }
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        return cvt_f16x2(low, high);
+    }
     static __device__ __forceinline__ __half round(float v) {
         return __float2half_rn(v);
+    }
+    static __device__ __forceinline__ float widen(__half v) {
+        return __half2float(v);
     }
 };
 
@@ -46,115 +59,164 @@ struct bf16 {
                                                      uint32_t b0, uint32_t b1) {
         mma_first_bf16(d, a, b0, b1);
     }
+    static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
+        return fma_bf16x2(a, b, c);
+    }
+    static __device__ __forceinline__ uint32_t mul(uint32_t a, uint32_t b) {
+        return mul_bf16x2(a, b);
+    }
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        return cvt_bf16x2(low, high);
+    }
     static __device__ __forceinline__ __nv_bfloat16 round(float v) {
         return __float2bfloat16_rn(v);
     }
+    static __device__ __forceinline__ float widen(__nv_bfloat16 v) {
+        return __bfloat162float(v);
+    }
 };
 
-/* A lane's codes of one tile. */
+/* A lane's codes of one quarter of a tile: 32, in the order of layout.h. */
 template <int BITS> struct lane_codes { uint32_t words[BITS]; };
 
 template <int BITS>
-static __device__ __forceinline__ lane_codes<BITS> load_codes(uint32_t tile, int lane) {
+static __device__ __forceinline__ lane_codes<BITS> load_codes(uint32_t quarter, int lane) {
     lane_codes<BITS> c;
 
     if constexpr (BITS == 8) {
-        uint4 low = lds_128(tile + lane * 16), high = lds_128(tile + 512 + lane * 16);
+        uint4 low = lds_128(quarter + lane * 16), high = lds_128(quarter + 512 + lane * 16);
 
         c = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
     } else if constexpr (BITS == 4) {
-        uint4 all = lds_128(tile + lane * 16);
+        uint4 all = lds_128(quarter + lane * 16);
 
         c = {{all.x, all.y, all.z, all.w}};
     } else {
-        uint2 low = lds_64(tile + lane * 8);
-
-        c = {{low.x, low.y, lds_32(tile + 256 + lane * 4)}};
+        for (int i = 0; i < 3; i++)
+            c.words[i] = lds_32(quarter + i * 128 + lane * 4);
     }
     return c;
 }
 
-/* The subtrahends for rows g and g+8, in whatever form fragment() below wants them. */
-struct zero_pair {
-    uint32_t low, high;
+/*
+ * What turns a masked field into code − zero, for rows g and g+8.  A field that stands `shift` bits
+ * up reads magic + code · 2^shift, and a multiplication by 2^−shift comes with the subtraction, so
+ * that the word need not be shifted for it.
+ */
+template <int BITS, class T> struct zero_terms {
+    static constexpr int FORMS = BITS != 3 ? 1 : T::is_f16 ? 3 : 2;
+    uint32_t low[FORMS], high[FORMS];
 };
 
 template <int BITS, class T>
-static __device__ __forceinline__ zero_pair make_zeros(uint32_t low, uint32_t high) {
-    if constexpr (BITS == 8) {
-        if constexpr (T::is_f16)
-            return {(0x6400u | low) * 0x10001u, (0x6400u | high) * 0x10001u};
-        else
-            return {0x4b000000u | low, 0x4b000000u | high};
+static __device__ __forceinline__ zero_terms<BITS, T> make_zeros(uint32_t low, uint32_t high) {
+    constexpr uint32_t both = 0x10001u;
+
+    if constexpr (BITS == 8 && T::is_f16) {
+        return {{(0x6400u | low) * both}, {(0x6400u | high) * both}}; /* 1024 + zero */
+    } else if constexpr (BITS == 8) {
+        return {{0x4b000000u | low}, {0x4b000000u | high}}; /* 2^23 + zero, in fp32 */
+    } else if constexpr (BITS == 4 && T::is_f16) {
+        /* row g's nibbles stand at 0: 1024 + zero; row g+8's at 4: −(64 + zero) */
+        return {{(0x6400u | low) * both}, {(0xd400u | high << 4) * both}};
+    } else if constexpr (BITS == 4) {
+        return {{(0xc300u | low) * both}, {(0xc300u | high) * both}}; /* −(128 + zero) */
     } else if constexpr (T::is_f16) {
-        /* 1024 + zero, and −(64 + zero) for the nibbles that stand four bits higher */
-        return {(0x6400u | low) * 0x10001u, (0xd400u | high << 4) * 0x10001u};
+        /* at bits 0, 3 and 6: −(1024 + zero), −(128 + zero), −(16 + zero) */
+        return {
+            {(0xe400u | low) * both, (0xd800u | low << 3) * both, (0xcc00u | low << 6) * both},
+            {(0xe400u | high) * both, (0xd800u | high << 3) * both, (0xcc00u | high << 6) * both}};
     } else {
-        return {(0xc300u | low) * 0x10001u, (0xc300u | high) * 0x10001u}; /* −(128 + zero) */
+        /* at bits 0 and 3: −(128 + zero), −(16 + zero) */
+        return {{(0xc300u | low) * both, (0xc180u | low << 3) * both},
+                {(0xc300u | high) * both, (0xc180u | high << 3) * both}};
     }
 }
 
-/* The eight nibbles of one step; of int3, bit 3 of each is of no meaning. */
-template <int BITS>
-static __device__ __forceinline__ uint32_t step_nibbles(const lane_codes<BITS> &c, int step) {
-    if constexpr (BITS == 4) {
-        return c.words[step];
-    } else {
-        uint32_t low = step & 1 ? c.words[step >> 1] >> 2 : c.words[step >> 1];
-        uint32_t high = step < 2 ? c.words[2] << (2 - step) : c.words[2] >> (step - 2);
+/* Pair `index` (0 to 15) of a lane's 32 codes of int3, as code − zero. */
+template <class T>
+static __device__ __forceinline__ uint32_t int3_pair(const lane_codes<3> &c, int index,
+                                                     const uint32_t (&zero)[T::is_f16 ? 3 : 2]) {
+    constexpr uint32_t magic = T::is_f16 ? 0x64006400u : 0x43004300u;
+    constexpr int in_place = T::is_f16 ? 3 : 2; /* fields that the mantissa has room for */
+    constexpr uint32_t factors[3] = {T::is_f16 ? 0x3c003c00u : 0x3f803f80u, /* 1, 1/8, 1/64 */
+                                     T::is_f16 ? 0x30003000u : 0x3e003e00u, 0x24002400u};
+    int form = index % 5 % in_place;
+    uint32_t field;
 
-        return lop3<0xe4>(low, high, 0x33333333u); /* low where the mask is set, else high */
+    if (index == 15) {
+        form = 0;
+        field = lop3<0xea>(c.words[0] >> 15, 0x00010001u, magic);
+        field = lop3<0xea>(c.words[1] >> 14, 0x00020002u, field);
+        field = lop3<0xea>(c.words[2] >> 13, 0x00040004u, field);
+    } else {
+        uint32_t word = c.words[index / 5] >> (3 * (index % 5 / in_place * in_place));
+
+        field = lop3<0xea>(word, 0x00070007u << (3 * form), magic);
     }
+    return T::fma(field, factors[form], zero[form]);
 }
 
 /* The A fragment of step 0 to 3: {row g, row g+8, row g k+8, row g+8 k+8}, two codes each. */
 template <int BITS, class T>
 static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_codes<BITS> &c,
-                                                int step, zero_pair zero) {
+                                                int step, const zero_terms<BITS, T> &zero) {
     if constexpr (BITS == 8 && T::is_f16) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             uint32_t word = c.words[2 * step + half];
 
-            a[2 * half] = sub_f16x2(prmt(word, 0x64646464u, 0x4140), zero.low);
-            a[2 * half + 1] = sub_f16x2(prmt(word, 0x64646464u, 0x4342), zero.high);
+            a[2 * half] = sub_f16x2(prmt(word, 0x64646464u, 0x4140), zero.low[0]);
+            a[2 * half + 1] = sub_f16x2(prmt(word, 0x64646464u, 0x4342), zero.high[0]);
         }
     } else if constexpr (BITS == 8) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             uint32_t word = c.words[2 * step + half];
-            float v[4];
+            uint32_t v[4];
 
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                v[i] = __uint_as_float(prmt(word, 0x4b000000u, 0x7650 + i)) -
-                       __uint_as_float(i < 2 ? zero.low : zero.high);
-            a[2 * half] = cvt_bf16x2(v[0], v[1]);
-            a[2 * half + 1] = cvt_bf16x2(v[2], v[3]);
+                v[i] = __float_as_uint(__uint_as_float(prmt(word, 0x4b000000u, 0x7650 + i)) -
+                                       __uint_as_float(i < 2 ? zero.low[0] : zero.high[0]));
+            /* at most eight bits: nothing is lost with the lower halves */
+            a[2 * half] = prmt(v[0], v[1], 0x7632);
+            a[2 * half + 1] = prmt(v[2], v[3], 0x7632);
+        }
+    } else if constexpr (BITS == 3) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            a[i] = int3_pair<T>(c, 4 * step + i, i & 1 ? zero.high : zero.low);
+    } else if constexpr (T::is_f16) {
+        constexpr uint32_t mask = 0x000f000fu, magic = 0x64006400u, sixteenth = 0x2c002c00u;
+        uint32_t word = c.words[step];
+
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            a[2 * half] = sub_f16x2(lop3<0xea>(word, mask, magic), zero.low[0]);
+            a[2 * half + 1] =
+                fma_f16x2(lop3<0xea>(word, mask << 4, magic), sixteenth, zero.high[0]);
+            word >>= 8;
         }
     } else {
-        constexpr uint32_t mask = BITS == 4 ? 0x000f000fu : 0x00070007u;
-        uint32_t word = step_nibbles<BITS>(c, step);
+        constexpr uint32_t mask = 0x000f000fu, magic = 0x43004300u, one = 0x3f803f80u;
 
-        if constexpr (T::is_f16) {
-            constexpr uint32_t magic = 0x64006400u, sixteenth = 0x2c002c00u;
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                /* (word & mask) | magic; the upper nibbles read 1024 + 16·code */
-                a[2 * half] = sub_f16x2(lop3<0xea>(word, mask, magic), zero.low);
-                a[2 * half + 1] =
-                    fma_f16x2(lop3<0xea>(word, mask << 4, magic), sixteenth, zero.high);
-                word >>= 8;
-            }
-        } else {
-            constexpr uint32_t magic = 0x43004300u, one = 0x3f803f80u;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                a[i] = fma_bf16x2(lop3<0xea>(word, mask, magic), one, i & 1 ? zero.high : zero.low);
-                word >>= 4;
-            }
-        }
+        for (int i = 0; i < 4; i++)
+            a[i] = fma_bf16x2(lop3<0xea>(c.words[step] >> (4 * i), mask, magic), one,
+                              i & 1 ? zero.high[0] : zero.low[0]);
     }
+}
+
+/* Zero points of rows g and g+8 as they lie in memory, a byte each. */
+template <int BITS, class T>
+static __device__ __forceinline__ zero_terms<BITS, T> unpack_zeros(uint32_t pair) {
+    return make_zeros<BITS, T>(pair & 0xff, pair >> 8 & 0xff);
+}
+
+/* Of a symmetric matrix. */
+template <int BITS, class T> static __device__ __forceinline__ zero_terms<BITS, T> middle_zeros() {
+    return make_zeros<BITS, T>(1u << (BITS - 1), 1u << (BITS - 1));
 }
 
 /* Two scales as they lie in memory, rows g and g+8. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What is done to a finished fp32 sum: bias, activation, one rounding.  To add
+ * What is done to a finished fp32 sum: bias, activation, gate, residual, one
+ * rounding.  To add
  * an activation, add it to enum fq_activation and a case here.
  */
 #ifndef FQ_KERNELS_CUDA_EPILOGUE_CUH
@@ -32,13 +33,19 @@ static __device__ __forceinline__ float activate(float v, int activation) {
     }
 }
 
-/* The sum of row n of W with some row of X, ready to be stored. */
-template <class T>
-static __device__ __forceinline__ typename T::type finish(const fq_cuda_launch &launch, float sum,
-                                                          int n) {
+/*
+ * The sum of row n of W with some row of X, and of the gate's row n where there is a gate: all but
+ * the residual and the rounding.
+ */
+static __device__ __forceinline__ float finish(const fq_cuda_launch &launch, float sum, float gate,
+                                               int n) {
     if (launch.bias)
         sum += load_bias(launch.bias, launch.bias_type, n);
-    return T::round(activate(sum, launch.activation));
+    if (!launch.gate.codes)
+        return activate(sum, launch.activation);
+    if (launch.gate_bias)
+        gate += load_bias(launch.gate_bias, launch.bias_type, n);
+    return sum * activate(gate, launch.activation);
 }
 
 #endif

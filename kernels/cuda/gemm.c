@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Streams of the CUDA backend, and how a struct fq_gemm becomes launches: the
- * split of K, row pointers, and the staging of rows that lie in host memory.
- * Queues only: nothing here waits for the GPU, but for the scratch memory's
- * growth.
+ * Streams of the CUDA backend, and how a struct fq_gemm becomes launches: which
+ * kernel, its shares of the work, row pointers, and the staging of rows that do
+ * not lie as the kernel wants them.  Queues only: nothing here waits for the GPU,
+ * but for the scratch memory's growth.
  *
  * X in host memory is always staged: every CTA reads all of X, and host memory
- * is not cached on the device.  Y is written once, so on the decode path it
- * goes straight to the host.
+ * is not cached on the device.  Y is written once and a residual read once, so on
+ * the decode path they stay on the host, and so does a residual on the other.
  */
 #include "cuda-impl.h"
 #include "tiles.h"
 
+#include <cudaTypedefs.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,38 +74,6 @@ fail:
     return status;
 }
 
-static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
-                       struct fq_error *err) {
-    int processors = ((struct fq_cuda_backend *)stream->base.backend)->processors;
-    const struct fq_cuda_matrix *w = &launch->w;
-    cudaError_t error;
-
-    if (launch->m > FQ_DECODE_ROWS) {
-        launch->splits = fq_cuda_prefill_splits(w->n, launch->m, w->tiles, processors);
-        error = fq_cuda_prefill(launch, stream->stream);
-    } else {
-        launch->splits = fq_cuda_decode_splits(w->n, w->tiles, processors);
-        error = w->bits == 8   ? fq_cuda_decode_int8(launch, stream->stream)
-                : w->bits == 4 ? fq_cuda_decode_int4(launch, stream->stream)
-                               : fq_cuda_decode_int3(launch, stream->stream);
-    }
-    return fq_cuda_check(error, err, "launch a GEMM");
-}
-
-/* Rows [0, m) of base and stride become row pointers where the decode path wants them. */
-static void set_rows(struct fq_cuda_launch *launch, int m, const void *x, int64_t x_stride, void *y,
-                     int64_t y_stride) {
-    launch->m = m;
-    launch->x = x;
-    launch->y = y;
-    launch->x_stride = x_stride;
-    launch->y_stride = y_stride;
-    for (int i = 0; i < m && m <= FQ_DECODE_ROWS; i++) {
-        launch->x_rows[i] = (const uint16_t *)x + i * x_stride;
-        launch->y_rows[i] = (uint16_t *)y + i * y_stride;
-    }
-}
-
 static int grow_scratch(struct fq_cuda_stream *stream, uint64_t bytes, struct fq_error *err) {
     void *memory;
     int status;
@@ -129,9 +98,200 @@ static int64_t align_row(int64_t elements) {
     return (elements + 7) / 8 * 8; /* 16 bytes */
 }
 
+static bool aligned(const void *address) {
+    return ((uintptr_t)address & 15) == 0;
+}
+
+/* ---- Which kernel, and its shares ---------------------------------------------------------------
+ */
+
+/* Rows of X that a Hopper decode kernel for m rows has room for. */
+static int padded_rows(int m) {
+    return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
+}
+
+/* The groups that `tiles` tiles of a matrix, aligned to as many, meet at most. */
+static int slots_of(const struct fq_cuda_matrix *w, int tiles) {
+    int steps = tiles * FQ_CUDA_STEPS;
+
+    if (w->group_shift >= 0)
+        return w->group_shift < 30 && steps >> w->group_shift > 1 ? steps >> w->group_shift : 1;
+    return (steps - 2) / w->group_steps + 2;
+}
+
+static void set_slots(struct fq_cuda_launch *launch, int tiles) {
+    launch->slots = slots_of(&launch->w, tiles);
+    if (launch->gate.codes) {
+        int gate = slots_of(&launch->gate, tiles);
+
+        launch->slots = gate > launch->slots ? gate : launch->slots;
+    }
+}
+
+static void set_shares(struct fq_cuda_launch *launch, int blocks, int units, int processors) {
+    int64_t total = (int64_t)blocks * units;
+    int workers = processors / FQ_CUDA_CLUSTER;
+
+    launch->shares.blocks = blocks;
+    launch->shares.units = units;
+    launch->shares.workers = total < workers ? (int)total : workers;
+    launch->shares.whole = fq_cuda_whole_blocks(blocks, launch->shares.workers);
+}
+
+/* Blocks along W where a worker has `strips` strips of it, a gate's included. */
+static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
+    int all = launch->w.strips * (launch->gate.codes ? 2 : 1);
+
+    return (all + strips - 1) / strips;
+}
+
+#define DECODE_STRIPS 8 /* of a worker: hopper-decode.cuh */
+
+static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
+                                struct fq_error *err) {
+    const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
+    const struct fq_cuda_matrix *w = &launch->w;
+    int unit_tiles = w->bits == 8 ? 1 : 2;
+    int status = 0;
+
+    set_slots(launch, unit_tiles);
+    set_shares(launch, blocks_along_w(launch, DECODE_STRIPS),
+               (w->tiles + unit_tiles - 1) / unit_tiles, cuda->processors);
+    if (launch->m > 16) {
+        struct fq_cuda_arrange arrange = {
+            .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
+
+        status = grow_scratch(stream, (uint64_t)w->tiles * arrange.rows_padded * 128, err);
+        if (status < 0)
+            return status;
+        arrange.to = stream->scratch;
+        launch->arranged = stream->scratch;
+        memcpy(arrange.rows, launch->x_rows, (size_t)launch->m * sizeof *launch->x_rows);
+        status = fq_cuda_check(fq_cuda_arrange_rows(&arrange, stream->stream), err,
+                               "arrange the rows of X");
+        if (status < 0)
+            return status;
+    }
+    return fq_cuda_check((w->bits == 8   ? fq_cuda_hopper_decode_int8
+                          : w->bits == 4 ? fq_cuda_hopper_decode_int4
+                                         : fq_cuda_hopper_decode_int3)(launch, stream->stream),
+                         err, "launch a GEMM");
+}
+
+/* X as the copy engine sees it: boxes of 64 columns by half a block's rows. */
+static int map_rows(const struct fq_cuda_launch *launch, CUtensorMap *map, struct fq_error *err) {
+    const cuuint64_t size[2] = {(cuuint64_t)launch->w.k, (cuuint64_t)launch->m};
+    const cuuint64_t stride[1] = {(cuuint64_t)launch->x_stride * 2};
+    const cuuint32_t box[2] = {FQ_CUDA_TILE, (cuuint32_t)launch->block_m / FQ_CUDA_CLUSTER};
+    const cuuint32_t step[2] = {1, 1};
+    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
+    CUresult result;
+    int status;
+
+    status = fq_cuda_driver_entry("cuTensorMapEncodeTiled", 12000, &encode, err);
+    if (status < 0)
+        return status;
+    result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)launch->x, size, stride, box,
+                    step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        return fq_fail(err, FQ_DEVICE,
+                       "cannot describe %d rows of X, %lld bytes apart: driver error %d", launch->m,
+                       (long long)stride[0], (int)result);
+    return 0;
+}
+
+/* Rows of X of a block: the wider is the faster, unless it leaves many of its rows empty. */
+static int choose_block_m(int m) {
+    int narrow = (m + 127) / 128 * 128, wide = (m + 255) / 256 * 256;
+
+    return narrow + narrow / 16 < wide ? 128 : 256;
+}
+
+static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
+                                 struct fq_error *err) {
+    const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
+    const struct fq_cuda_matrix *w = &launch->w;
+    CUtensorMap map;
+    int status;
+
+    launch->block_m = choose_block_m(launch->m);
+    launch->blocks_n = blocks_along_w(launch, launch->block_m == 128 ? 8 : 4);
+    set_slots(launch, 1);
+    set_shares(launch, launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m),
+               w->tiles, cuda->processors);
+    if (!aligned(launch->x) || launch->x_stride % 8) {
+        int64_t stride = align_row(w->k);
+
+        status = grow_scratch(stream, (uint64_t)launch->m * stride * 2, err);
+        if (status < 0)
+            return status;
+        status = fq_cuda_check(cudaMemcpy2DAsync(stream->scratch, stride * 2, launch->x,
+                                                 launch->x_stride * 2, (size_t)w->k * 2,
+                                                 (size_t)launch->m, cudaMemcpyDeviceToDevice,
+                                                 stream->stream),
+                               err, "align the rows of X");
+        if (status < 0)
+            return status;
+        launch->x = stream->scratch;
+        launch->x_stride = stride;
+    }
+    status = map_rows(launch, &map, err);
+    if (status < 0)
+        return status;
+    return fq_cuda_check((w->bits == 8 ? fq_cuda_hopper_prefill_int8
+                          : w->bits == 4
+                              ? fq_cuda_hopper_prefill_int4
+                              : fq_cuda_hopper_prefill_int3)(launch, &map, stream->stream),
+                         err, "launch a GEMM");
+}
+
+static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
+                       struct fq_error *err) {
+    const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
+    const struct fq_cuda_matrix *w = &launch->w;
+    int n = launch->gate.codes ? 2 * w->n : w->n;
+    cudaError_t error;
+
+    if (cuda->hopper)
+        return launch->m > FQ_DECODE_ROWS ? launch_hopper_prefill(stream, launch, err)
+                                          : launch_hopper_decode(stream, launch, err);
+    if (launch->m > FQ_DECODE_ROWS) {
+        launch->splits = fq_cuda_prefill_splits(n, launch->m, w->tiles, cuda->processors);
+        error = fq_cuda_prefill(launch, stream->stream);
+    } else {
+        launch->splits = fq_cuda_decode_splits(n, w->tiles, cuda->processors);
+        error = w->bits == 8   ? fq_cuda_decode_int8(launch, stream->stream)
+                : w->bits == 4 ? fq_cuda_decode_int4(launch, stream->stream)
+                               : fq_cuda_decode_int3(launch, stream->stream);
+    }
+    return fq_cuda_check(error, err, "launch a GEMM");
+}
+
+/* ---- Rows
+ * ------------------------------------------------------------------------------------------ */
+
+/* Rows [0, m) by base and stride become row pointers where the decode path wants them. */
+static void set_rows(struct fq_cuda_launch *launch, int m, const void *x, int64_t x_stride, void *y,
+                     int64_t y_stride, const void *residual, int64_t residual_stride) {
+    launch->m = m;
+    launch->x = x;
+    launch->y = y;
+    launch->residual = residual;
+    launch->x_stride = x_stride;
+    launch->y_stride = y_stride;
+    launch->residual_stride = residual_stride;
+    for (int i = 0; i < m && m <= FQ_DECODE_ROWS; i++) {
+        launch->x_rows[i] = (const uint16_t *)x + i * x_stride;
+        launch->y_rows[i] = (uint16_t *)y + i * y_stride;
+        launch->residual_rows[i] =
+            residual ? (const uint16_t *)residual + i * residual_stride : NULL;
+    }
+}
+
 /* launch has its row pointers: X's rows are gathered on the device. */
-static int decode_from_host(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
-                            struct fq_error *err) {
+static int decode_gathered(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
+                           struct fq_error *err) {
     struct fq_cuda_gather gather = {
         .stride = align_row(launch->w.k), .count = launch->w.k, .m = launch->m};
     int status;
@@ -144,10 +304,23 @@ static int decode_from_host(struct fq_cuda_stream *stream, struct fq_cuda_launch
         gather.rows[i] = launch->x_rows[i];
         launch->x_rows[i] = gather.to + i * gather.stride;
     }
-    status = fq_cuda_check(fq_cuda_gather_rows(&gather, stream->stream), err, "stage host rows");
+    status =
+        fq_cuda_check(fq_cuda_gather_rows(&gather, stream->stream), err, "gather the rows of X");
     if (status < 0)
         return status;
     return launch_gemm(stream, launch, err);
+}
+
+static int decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch, bool host,
+                  struct fq_error *err) {
+    bool hopper = ((const struct fq_cuda_backend *)stream->base.backend)->hopper;
+    bool gather = host;
+
+    if (hopper && launch->m > 16) /* the rows are arranged, wherever they lie */
+        return launch_gemm(stream, launch, err);
+    for (int i = 0; hopper && i < launch->m; i++)
+        gather |= !aligned(launch->x_rows[i]);
+    return gather ? decode_gathered(stream, launch, err) : launch_gemm(stream, launch, err);
 }
 
 static int prefill_from_host(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
@@ -174,7 +347,10 @@ static int prefill_from_host(struct fq_cuda_stream *stream, struct fq_cuda_launc
             err, "stage host rows");
         if (status < 0)
             return status;
-        set_rows(launch, m, x, x_stride, y, y_stride);
+        set_rows(launch, m, x, x_stride, y, y_stride,
+                 gemm->residual ? (const uint16_t *)gemm->residual + row * gemm->residual_stride
+                                : NULL,
+                 gemm->residual_stride);
         status = launch_gemm(stream, launch, err);
         if (status < 0)
             return status;
@@ -193,27 +369,31 @@ int fq_cuda_gemm(struct fq_stream *base, const struct fq_gemm *gemm, struct fq_e
     struct fq_cuda_launch launch;
     int status;
 
-    if (gemm->gate || gemm->residual || gemm->residual_rows)
-        return fq_fail(err, FQ_UNSUPPORTED,
-                       "the cuda backend has no gated products or residuals yet");
     status = fq_cuda_use(base->backend, err);
     if (status < 0)
         return status;
     launch.w = ((const struct fq_cuda_weights *)gemm->weights)->matrix;
+    launch.gate.codes = NULL;
+    if (gemm->gate)
+        launch.gate = ((const struct fq_cuda_weights *)gemm->gate)->matrix;
     launch.partials = stream->partials;
     launch.counters = stream->counters;
     launch.bias = gemm->bias;
+    launch.gate_bias = gemm->gate_bias;
     launch.bias_type = gemm->bias_type;
     launch.activation = gemm->activation;
     launch.type = gemm->type;
-    set_rows(&launch, (int)gemm->m, gemm->x, gemm->x_stride, gemm->y, gemm->y_stride);
+    set_rows(&launch, (int)gemm->m, gemm->x, gemm->x_stride, gemm->y, gemm->y_stride,
+             gemm->residual, gemm->residual_stride);
     if (gemm->x_rows) {
         memcpy(launch.x_rows, gemm->x_rows, (size_t)gemm->m * sizeof *gemm->x_rows);
         memcpy(launch.y_rows, gemm->y_rows, (size_t)gemm->m * sizeof *gemm->y_rows);
     }
-    if (!gemm->host)
-        return launch_gemm(stream, &launch, err);
-    if (gemm->m > FQ_DECODE_ROWS)
-        return prefill_from_host(stream, &launch, gemm, err);
-    return decode_from_host(stream, &launch, err);
+    if (gemm->residual_rows)
+        memcpy(launch.residual_rows, gemm->residual_rows,
+               (size_t)gemm->m * sizeof *gemm->residual_rows);
+    if (gemm->m <= FQ_DECODE_ROWS)
+        return decode(stream, &launch, gemm->host, err);
+    return gemm->host ? prefill_from_host(stream, &launch, gemm, err)
+                      : launch_gemm(stream, &launch, err);
 }

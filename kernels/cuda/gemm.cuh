@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The pipeline that every GEMM kernel is: W's tiles and X's columns stream
- * through shared memory by cp.async, W is dequantized in registers and fed to
- * mma.sync as the A operand (swap-AB: a row of W is a row of the mma, a row of X
- * one of its eight columns), sums of a group are scaled into fp32 accumulators.
+ * The pipeline that the GEMM kernels for sm_80 and newer are, where Hopper's own do not run: W's
+ * tiles and X's columns stream through shared memory by cp.async, W is dequantized in registers and
+ * fed to mma.sync as the A operand (swap-AB: a row of W is a row of the mma, a row of X one of its
+ * eight columns), sums of a group are scaled into fp32 accumulators.
  *
  *                          XROWS rows of X
  *                      +----------+----------+
@@ -18,6 +18,9 @@
  * grid: x blocks of W's rows, y blocks of X's rows, z slices of K.  With several
  * slices each CTA leaves its sums in launch.partials; the one that arrives last
  * at an output tile adds all of them in the order of the slices.
+ *
+ * A strip is 16 rows here: a quarter of one of layout.h.  Of a gated pair, even strips
+ * are the gate's and odd ones W's, the same rows of both side by side in one warp.
  *
  * The order in which one output is summed depends on the slices alone, not on
  * NT, RW, the warps or X's other rows: batch invariance rests on that.
@@ -43,14 +46,19 @@ template <int NT_, int RW_, int WN_, int WM_, int KT_, int STAGES_, bool ROWS_> 
 
 /* Where the parts of a stage lie in shared memory; scales and zeros depend on the matrix. */
 template <class S, int BITS> struct stage_layout {
-    static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
+    static constexpr int TILE = FQ_CUDA_QUARTER_BYTES(BITS);
     static constexpr int W = S::XROWS * S::XSTRIDE;
     static constexpr int SCALES = W + S::STRIPS * S::KT * TILE;
-    int zeros, bytes;
+    static constexpr int SCALE_BYTES = FQ_CUDA_SCALE_BYTES / FQ_CUDA_QUARTERS;
+    static constexpr int ZERO_BYTES = FQ_CUDA_ZERO_BYTES / FQ_CUDA_QUARTERS;
+    int slots_log2, zeros, bytes;
 
-    __host__ __device__ explicit stage_layout(const fq_cuda_matrix &w) {
-        zeros = SCALES + (S::STRIPS * S::KT * FQ_CUDA_SCALE_BYTES << w.slots_log2);
-        bytes = zeros + (S::STRIPS * S::KT * FQ_CUDA_ZERO_BYTES << w.slots_log2);
+    __host__ __device__ explicit stage_layout(const fq_cuda_launch &launch)
+        : slots_log2(launch.w.slots_log2) {
+        if (launch.gate.codes && launch.gate.slots_log2 > slots_log2)
+            slots_log2 = launch.gate.slots_log2;
+        zeros = SCALES + (S::STRIPS * S::KT * SCALE_BYTES << slots_log2);
+        bytes = zeros + (S::STRIPS * S::KT * ZERO_BYTES << slots_log2);
     }
 };
 
@@ -67,7 +75,7 @@ static __device__ __noinline__ void copy_elements(uint32_t to, const uint16_t *f
 
 template <class S, int BITS, class T> class pipeline {
     static constexpr int XLOADS = (S::XROWS * S::XCHUNKS + S::THREADS - 1) / S::THREADS;
-    static constexpr int WCHUNKS = S::KT * FQ_CUDA_TILE_BYTES(BITS) / 16; /* of one strip */
+    static constexpr int WCHUNKS = S::KT * FQ_CUDA_QUARTER_BYTES(BITS) / 16; /* of one strip */
     static constexpr int WLOADS = (S::STRIPS * WCHUNKS + S::THREADS - 1) / S::THREADS;
 
     static_assert(S::STRIPS * S::KT * 4 * 2 <= S::THREADS, "load_groups() has a thread a piece");
@@ -77,6 +85,7 @@ template <class S, int BITS, class T> class pipeline {
     const uint32_t smem;
     const int tid, lane, warp_n, warp_m;
     const int strip0, m0;     /* of this CTA */
+    const int even_bf16;      /* scale_bf16 of even strips */
     int tile_begin, tile_end; /* of this CTA's slice of K */
     const uint16_t
         *x_from[XLOADS]; /* this thread's piece of X at k = 0; anything where x_end is 0 */
@@ -87,10 +96,21 @@ template <class S, int BITS, class T> class pipeline {
 
     float sums[S::RW][S::NT][4];
 
-    __device__ __forceinline__ int group_of_step(int step) const {
-        const fq_cuda_matrix &w = launch.w;
-
+    static __device__ __forceinline__ int group_of_step(const fq_cuda_matrix &w, int step) {
         return w.group_shift >= 0 ? step >> w.group_shift : step / w.group_steps;
+    }
+
+    __device__ __forceinline__ const fq_cuda_matrix &matrix_of(int strip) const {
+        return launch.gate.codes && strip % 2 == 0 ? launch.gate : launch.w;
+    }
+
+    /* Counted within its matrix. */
+    __device__ __forceinline__ int strip_within(int strip) const {
+        return launch.gate.codes ? strip / 2 : strip;
+    }
+
+    __device__ __forceinline__ bool has_strip(int strip) const {
+        return strip_within(strip) < launch.w.strips * FQ_CUDA_QUARTERS;
     }
 
     __device__ __forceinline__ void load_x(uint32_t stage, int tile) {
@@ -119,36 +139,42 @@ template <class S, int BITS, class T> class pipeline {
                 break;
             if (w_from[j] && (S::KT == 1 || tile + index % WCHUNKS / (WCHUNKS / S::KT) < tile_end))
                 cp_async_once(stage + layout.W + index * 16,
-                              w_from[j] + (int64_t)tile * layout.TILE);
+                              w_from[j] + (int64_t)tile * FQ_CUDA_TILE_BYTES(BITS));
         }
     }
 
     /* Scales and zero points of a stage: one slot each k16 step, each second one or each tile.  A
      * thread has half of a slot. */
     __device__ __forceinline__ void load_groups(uint32_t stage, int tile) {
-        const fq_cuda_matrix &w = launch.w;
-        int at = group_slot >> w.slots_log2; /* [strip][tile of the stage] */
-        int of = tile + at % S::KT, within = group_slot - (at << w.slots_log2), part = tid & 1;
+        int at = group_slot >> layout.slots_log2; /* [strip][tile of the stage] */
+        int of = tile + at % S::KT, within = group_slot - (at << layout.slots_log2), part = tid & 1;
 
         if (group_slot < 0 || of >= tile_end)
             return;
-        int64_t from = (int64_t)group_strip * w.groups +
-                       group_of_step(of * 4 + (within << (2 - w.slots_log2)));
+        const fq_cuda_matrix &w = matrix_of(group_strip);
+        int strip = strip_within(group_strip);
+        int64_t from = ((int64_t)(strip / FQ_CUDA_QUARTERS) * w.groups +
+                        group_of_step(w, of * 4 + (within << (2 - layout.slots_log2)))) *
+                           FQ_CUDA_QUARTERS +
+                       strip % FQ_CUDA_QUARTERS;
         cp_async_zfill(stage + layout.SCALES + tid * 16,
-                       w.scales + from * FQ_CUDA_SCALE_BYTES + part * 16, 16);
+                       w.scales + from * layout.SCALE_BYTES + part * 16, 16);
         if (w.zeros && part == 0)
             cp_async_zfill(stage + layout.zeros + group_slot * 16,
-                           w.zeros + from * FQ_CUDA_ZERO_BYTES, 16);
+                           w.zeros + from * layout.ZERO_BYTES, 16);
     }
 
     /* A symmetric matrix has the same zero point everywhere: it stays in all stages. */
     __device__ __forceinline__ void fill_zeros() {
         constexpr uint32_t all = (1u << (BITS - 1)) * 0x01010101u;
 
-        for (int slot = tid; slot < S::STRIPS * S::KT << launch.w.slots_log2; slot += S::THREADS)
+        for (int slot = tid; slot < S::STRIPS * S::KT << layout.slots_log2; slot += S::THREADS) {
+            if (matrix_of(strip0 + (slot >> layout.slots_log2) / S::KT).zeros)
+                continue;
             for (int i = 0; i < S::STAGES; i++)
                 sts_128(smem + i * layout.bytes + layout.zeros + slot * 16,
                         make_uint4(all, all, all, all));
+        }
     }
 
     __device__ __forceinline__ void load_stage(int index, int tile) {
@@ -159,20 +185,19 @@ template <class S, int BITS, class T> class pipeline {
         load_x(stage, tile);
     }
 
-    __device__ __forceinline__ zero_pair zeros_of(uint32_t stage, int slot) const {
-        uint32_t pair = lds_16(stage + layout.zeros + slot * 16 + (lane >> 2) * 2);
-
-        return make_zeros<BITS, T>(pair & 0xff, pair >> 8);
+    __device__ __forceinline__ zero_terms<BITS, T> zeros_of(uint32_t stage, int slot) const {
+        return unpack_zeros<BITS, T>(lds_16(stage + layout.zeros + slot * 16 + (lane >> 2) * 2));
     }
 
-    __device__ __forceinline__ float2 scales_of(uint32_t stage, int slot) const {
+    /* Of strip r of the warp; those of a gated pair may have scales of two types. */
+    __device__ __forceinline__ float2 scales_of(uint32_t stage, int slot, int r) const {
         return unpack_scales(lds_32(stage + layout.SCALES + slot * 32 + (lane >> 2) * 4),
-                             launch.w.scale_bf16);
+                             r % 2 == 0 ? even_bf16 : launch.w.scale_bf16);
     }
 
     /* FINE: a scale each k16 step, else each second one, which branches would only slow. */
     template <bool FINE> __device__ __forceinline__ void compute_tile(uint32_t stage, int of) {
-        const int slots_log2 = launch.w.slots_log2;
+        const int slots_log2 = layout.slots_log2;
         const uint32_t x =
             stage + (warp_m * S::NT * 8 + (lane & 7)) * S::XSTRIDE + of * 128 + (lane >> 3) * 16;
         lane_codes<BITS> codes[S::RW];
@@ -192,8 +217,8 @@ template <class S, int BITS, class T> class pipeline {
             for (int r = 0; r < S::RW; r++) {
                 int slot = ((warp_n * S::RW + r) * S::KT + of << slots_log2) +
                            (2 * half >> (2 - slots_log2));
-                zero_pair zero = zeros_of(stage, slot);
-                float2 scale = scales_of(stage, slot);
+                zero_terms<BITS, T> zero = zeros_of(stage, slot);
+                float2 scale = scales_of(stage, slot, r);
                 float part[S::NT][4];
                 uint32_t a[4];
 
@@ -204,7 +229,7 @@ template <class S, int BITS, class T> class pipeline {
                 if (FINE) {
                     add_scaled(r, part, scale);
                     zero = zeros_of(stage, slot + 1);
-                    scale = scales_of(stage, slot + 1);
+                    scale = scales_of(stage, slot + 1, r);
                 }
                 fragment<BITS, T>(a, codes[r], 2 * half + 1, zero);
 #pragma unroll
@@ -231,9 +256,9 @@ template <class S, int BITS, class T> class pipeline {
 
   public:
     __device__ __forceinline__ pipeline(const fq_cuda_launch &l, void *shared)
-        : launch(l), layout(l.w), smem(smem_address(shared)), tid(threadIdx.x), lane(tid & 31),
+        : launch(l), layout(l), smem(smem_address(shared)), tid(threadIdx.x), lane(tid & 31),
           warp_n((tid >> 5) % S::WN), warp_m((tid >> 5) / S::WN), strip0(blockIdx.x * S::STRIPS),
-          m0(blockIdx.y * S::XROWS) {
+          m0(blockIdx.y * S::XROWS), even_bf16(l.gate.codes ? l.gate.scale_bf16 : l.w.scale_bf16) {
         tile_begin = (int)((int64_t)launch.w.tiles * blockIdx.z / gridDim.z);
         tile_end = (int)((int64_t)launch.w.tiles * (blockIdx.z + 1) / gridDim.z);
         x_slow = launch.w.k % 8 != 0;
@@ -259,15 +284,20 @@ template <class S, int BITS, class T> class pipeline {
             int index = tid + j * S::THREADS, strip = strip0 + index / WCHUNKS;
 
             w_from[j] = nullptr;
-            if (index < S::STRIPS * WCHUNKS && strip < launch.w.strips)
-                w_from[j] = launch.w.codes +
-                            (int64_t)strip * launch.w.tiles * FQ_CUDA_TILE_BYTES(BITS) +
-                            index % WCHUNKS * 16;
+            if (index < S::STRIPS * WCHUNKS && has_strip(strip)) {
+                int within = strip_within(strip), chunk = index % WCHUNKS;
+
+                w_from[j] = matrix_of(strip).codes +
+                            ((int64_t)(within / FQ_CUDA_QUARTERS) * launch.w.tiles +
+                             chunk / (WCHUNKS / S::KT)) *
+                                FQ_CUDA_TILE_BYTES(BITS) +
+                            within % FQ_CUDA_QUARTERS * FQ_CUDA_QUARTER_BYTES(BITS) +
+                            chunk % (WCHUNKS / S::KT) * 16;
+            }
         }
         group_slot = tid >> 1;
-        group_strip = strip0 + (group_slot >> launch.w.slots_log2) / S::KT;
-        if (group_slot >= S::STRIPS * S::KT << launch.w.slots_log2 ||
-            group_strip >= launch.w.strips)
+        group_strip = strip0 + (group_slot >> layout.slots_log2) / S::KT;
+        if (group_slot >= S::STRIPS * S::KT << layout.slots_log2 || !has_strip(group_strip))
             group_slot = -1;
 #pragma unroll
         for (int r = 0; r < S::RW; r++)
@@ -277,9 +307,8 @@ template <class S, int BITS, class T> class pipeline {
     }
 
     __device__ __forceinline__ void run() {
-        if (!launch.w.zeros)
-            fill_zeros();
-        if (launch.w.slots_log2 == 2)
+        fill_zeros();
+        if (layout.slots_log2 == 2)
             run_slice<true>();
         else
             run_slice<false>();
@@ -365,22 +394,46 @@ template <class S, int BITS, class T> class pipeline {
             for (int odd = 0; odd < 2; odd++) {
                 int m = m0 + (warp_m * S::NT + j) * 8 + (lane & 3) * 2 + odd;
                 typename T::type *y;
+                const typename T::type *residual = nullptr;
 
                 if (m >= launch.m)
                     continue;
-                if constexpr (S::ROWS)
+                if constexpr (S::ROWS) {
                     y = static_cast<typename T::type *>(launch.y_rows[m]);
-                else
+                    residual = static_cast<const typename T::type *>(launch.residual_rows[m]);
+                } else {
                     y = static_cast<typename T::type *>(launch.y) + m * launch.y_stride;
-#pragma unroll
-                for (int r = 0; r < S::RW; r++) {
-                    int n = (strip0 + warp_n * S::RW + r) * FQ_CUDA_STRIP + (lane >> 2);
-
-                    if (n < launch.w.n)
-                        y[n] = finish<T>(launch, sums[r][j][odd], n);
-                    if (n + 8 < launch.w.n)
-                        y[n + 8] = finish<T>(launch, sums[r][j][odd + 2], n + 8);
+                    if (launch.residual)
+                        residual = static_cast<const typename T::type *>(launch.residual) +
+                                   m * launch.residual_stride;
                 }
+                store_row(y, residual, j, odd);
+            }
+        }
+    }
+
+    /* This thread's results of one row of X: of a gated pair, strip r is the gate's and r + 1 W's.
+     */
+    __device__ __forceinline__ void store_row(typename T::type *y, const typename T::type *residual,
+                                              int j, int odd) {
+        const bool gated = launch.gate.codes != nullptr;
+
+#pragma unroll
+        for (int r = 0; r < S::RW; r++) {
+            if (gated && r % 2 == 1)
+                continue;
+            int strip = strip_within(strip0 + warp_n * S::RW + r);
+#pragma unroll
+            for (int below = 0; below < 2; below++) {
+                int n = strip * FQ_CUDA_QUARTER + (lane >> 2) + below * 8, i = odd + 2 * below;
+                float own = sums[r][j][i], other = sums[(r + 1) % S::RW][j][i];
+
+                if (n >= launch.w.n)
+                    continue;
+                float v = finish(launch, gated ? other : own, own, n);
+                if (residual)
+                    v += T::widen(residual[n]);
+                y[n] = T::round(v);
             }
         }
     }
@@ -399,19 +452,19 @@ __global__ void __launch_bounds__(S::THREADS)
 
 template <class S, int BITS, class T>
 static cudaError_t queue_gemm(const fq_cuda_launch &args, cudaStream_t stream) {
-    dim3 grid((args.w.strips + S::STRIPS - 1) / S::STRIPS, (args.m + S::XROWS - 1) / S::XROWS,
+    int strips = args.w.strips * FQ_CUDA_QUARTERS * (args.gate.codes ? 2 : 1);
+    dim3 grid((strips + S::STRIPS - 1) / S::STRIPS, (args.m + S::XROWS - 1) / S::XROWS,
               args.splits);
-    size_t shared = (size_t)S::STAGES * stage_layout<S, BITS>(args.w).bytes;
+    size_t shared = (size_t)S::STAGES * stage_layout<S, BITS>(args).bytes;
 
     return launch(gemm_kernel<S, BITS, T>, grid, S::THREADS, shared, stream, args);
 }
 
 /* Raises the limit of dynamic shared memory to what the most demanding matrix needs. */
 template <class S, int BITS, class T> static cudaError_t prepare_gemm() {
-    fq_cuda_matrix worst = {};
+    fq_cuda_launch worst = {};
 
-    worst.slots_log2 = 2;
-    worst.zeros = reinterpret_cast<const uint8_t *>(&worst);
+    worst.w.slots_log2 = 2;
     return cudaFuncSetAttribute(gemm_kernel<S, BITS, T>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 S::STAGES * stage_layout<S, BITS>(worst).bytes);

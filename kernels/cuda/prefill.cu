@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The prefill path, m > FQ_DECODE_ROWS: tiles of 128 × 128, bound by the tensor
- * cores once m is large.  X and Y by base and stride.
+ * The prefill path without Hopper's instructions, m > FQ_DECODE_ROWS: tiles of 128 × 128, bound by
+ * the tensor cores once m is large.  X and Y by base and stride.
  */
 #include "gemm.cuh"
 #include "tiles.h"
@@ -9,9 +9,9 @@
 /*                     NT RW WN WM KT STAGES */
 using prefill = tiling<8, 2, 4, 2, 1, 3, false>;
 
-static_assert(prefill::STRIPS * FQ_CUDA_STRIP == FQ_CUDA_PREFILL_BLOCK, "tiles.h counts these");
+static_assert(prefill::STRIPS * FQ_CUDA_QUARTER == FQ_CUDA_PREFILL_BLOCK, "tiles.h counts these");
 static_assert(prefill::XROWS == FQ_CUDA_PREFILL_BLOCK, "tiles.h counts these");
-static_assert(FQ_CUDA_PREFILL_BLOCK * FQ_CUDA_PREFILL_BLOCK * 4 == FQ_CUDA_PARTIAL_BYTES,
+static_assert(FQ_CUDA_PREFILL_BLOCK * FQ_CUDA_PREFILL_BLOCK * 4 <= FQ_CUDA_PARTIAL_BYTES,
               "partials");
 
 template <class T> static cudaError_t queue(const fq_cuda_launch &launch, cudaStream_t stream) {

@@ -66,6 +66,13 @@ static __device__ __forceinline__ uint32_t lds_32(uint32_t address) {
     return v;
 }
 
+static __device__ __forceinline__ float4 lds_f4(uint32_t address) {
+    uint4 v = lds_128(address);
+
+    return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z),
+                       __uint_as_float(v.w));
+}
+
 static __device__ __forceinline__ uint32_t lds_16(uint32_t address) {
     uint16_t v;
 
@@ -77,6 +84,10 @@ static __device__ __forceinline__ void sts_128(uint32_t address, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
                  "r"(v.z), "r"(v.w)
                  : "memory");
+}
+
+static __device__ __forceinline__ void sts_32(uint32_t address, float v) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 
 /* Any function of three words, bit by bit: TABLE is f(0xf0, 0xcc, 0xaa). */
@@ -114,6 +125,25 @@ static __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, ui
     uint32_t d;
 
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+static __device__ __forceinline__ uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+    uint32_t d;
+
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+/* fma with a negative zero: mul.bf16x2 came only with sm_90. */
+static __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+    return fma_bf16x2(a, b, 0x80008000u);
+}
+
+static __device__ __forceinline__ uint32_t cvt_f16x2(float low, float high) {
+    uint32_t d;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
     return d;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The host-side choice of tiles, in one place: how many CTAs a GEMM becomes.
+ * The host-side choice of tiles for the kernels without Hopper's instructions: how
+ * many CTAs a GEMM becomes.  (Hopper's: shares.h.)
  *
  * On the decode path (m ≤ FQ_DECODE_ROWS) the slices of K depend on the matrix
  * and the device alone.  Every kernel shape sums the same slices in the same
@@ -16,8 +17,8 @@
 #define FQ_CUDA_PREFILL_BLOCK 128 /* rows of W, and of X, in a prefill CTA */
 #define FQ_CUDA_SLICE_TILES   8   /* tiles along K that a slice has at least */
 
-/* fp32 sums of the largest CTA: 256 × 64 on the decode path, 128 × 128 otherwise. */
-#define FQ_CUDA_PARTIAL_BYTES ((uint64_t)256 * 64 * 4)
+/* fp32 sums of the largest CTA, of any kernel: 256 × 128 (Hopper's prefill). */
+#define FQ_CUDA_PARTIAL_BYTES ((uint64_t)256 * 128 * 4)
 
 /* CTAs a split launch has at most: two a multiprocessor, the largest kind; also the partials. */
 static inline int fq_cuda_slots(int processors) {

@@ -14,9 +14,14 @@ static uint64_t align_part(uint64_t bytes) {
     return (bytes + FQ_CUDA_PART_ALIGN - 1) / FQ_CUDA_PART_ALIGN * FQ_CUDA_PART_ALIGN;
 }
 
-/* Fills everything but the addresses; returns the bytes of the three parts together. */
+/* Where the parts behind the codes start, in bytes. */
+struct parts {
+    uint64_t scales, zeros, meta;
+};
+
+/* Fills everything but the addresses; returns the bytes of all parts together. */
 static uint64_t plan(struct fq_cuda_matrix *packed, int64_t n, int64_t k, int64_t group, int bits,
-                     bool bf16, bool symmetric, uint64_t *scales_at, uint64_t *zeros_at) {
+                     bool bf16, bool symmetric, struct parts *parts) {
     bool whole = group >= k; /* one group: per channel, or a group longer than a row */
     int64_t strips = (n + FQ_CUDA_STRIP - 1) / FQ_CUDA_STRIP;
     int64_t tiles = (k + FQ_CUDA_TILE - 1) / FQ_CUDA_TILE;
@@ -33,25 +38,29 @@ static uint64_t plan(struct fq_cuda_matrix *packed, int64_t n, int64_t k, int64_
     packed->group_shift = whole ? 31 : (steps & (steps - 1)) ? -1 : __builtin_ctzll(steps);
     packed->slots_log2 = whole || group % 64 == 0 ? 0 : group % 32 == 0 ? 1 : 2;
     packed->scale_bf16 = bf16;
-    *scales_at = align_part((uint64_t)strips * tiles * FQ_CUDA_TILE_BYTES(bits));
-    *zeros_at = *scales_at + align_part((uint64_t)strips * packed->groups * FQ_CUDA_SCALE_BYTES);
-    return *zeros_at +
-           (symmetric ? 0 : align_part((uint64_t)strips * packed->groups * FQ_CUDA_ZERO_BYTES));
+    parts->scales = align_part((uint64_t)strips * tiles * FQ_CUDA_TILE_BYTES(bits));
+    parts->zeros =
+        parts->scales + align_part((uint64_t)strips * packed->groups * FQ_CUDA_SCALE_BYTES);
+    parts->meta =
+        parts->zeros +
+        (symmetric ? 0 : align_part((uint64_t)strips * packed->groups * FQ_CUDA_ZERO_BYTES));
+    return parts->meta + align_part(sizeof(struct fq_cuda_meta));
 }
 
-static void place(struct fq_cuda_weights *weights, uint64_t scales_at, uint64_t zeros_at) {
+static void place(struct fq_cuda_weights *weights, const struct parts *parts) {
     weights->matrix.codes = weights->packed;
-    weights->matrix.scales = weights->packed + scales_at;
-    weights->matrix.zeros = weights->base.info.symmetric ? NULL : weights->packed + zeros_at;
+    weights->matrix.scales = weights->packed + parts->scales;
+    weights->matrix.zeros = weights->base.info.symmetric ? NULL : weights->packed + parts->zeros;
+    weights->matrix.meta = (const struct fq_cuda_meta *)(weights->packed + parts->meta);
 }
 
 uint64_t fq_cuda_weights_size(struct fq_backend *backend, const struct fq_matrix *matrix) {
     struct fq_cuda_matrix packed;
-    uint64_t scales_at, zeros_at;
+    struct parts parts;
 
     (void)backend;
     return plan(&packed, matrix->n, matrix->k, matrix->group, matrix->bits,
-                matrix->scale_type == FQ_BF16, !matrix->zeros, &scales_at, &zeros_at);
+                matrix->scale_type == FQ_BF16, !matrix->zeros, &parts);
 }
 
 /* ---- Loading -------------------------------------------------------------------------------- */
@@ -181,6 +190,9 @@ static int load(struct fq_cuda_backend *cuda, struct fq_cuda_weights *weights,
         status = load_part(cuda, packed, &scales, err);
     if (status == 0 && matrix->zeros)
         status = load_part(cuda, packed, &zeros, err);
+    if (status == 0)
+        status =
+            fq_cuda_check(fq_cuda_prepack_finish(packed, cuda->copies), err, "prepack weights");
     if (status < 0) {
         (void)cudaStreamSynchronize(cuda->copies); /* before the memory is given back */
         return status;
@@ -192,7 +204,7 @@ int fq_cuda_weights_new(struct fq_backend *backend, const struct fq_matrix *matr
                         struct fq_weights **out, struct fq_error *err) {
     struct fq_cuda_backend *cuda = (struct fq_cuda_backend *)backend;
     struct fq_cuda_weights *weights;
-    uint64_t scales_at, zeros_at;
+    struct parts parts;
     int status;
 
     status = fq_cuda_use(backend, err);
@@ -210,14 +222,14 @@ int fq_cuda_weights_new(struct fq_backend *backend, const struct fq_matrix *matr
         .scale_type = matrix->scale_type,
         .symmetric = !matrix->zeros,
         .bytes = plan(&weights->matrix, matrix->n, matrix->k, matrix->group, matrix->bits,
-                      matrix->scale_type == FQ_BF16, !matrix->zeros, &scales_at, &zeros_at),
+                      matrix->scale_type == FQ_BF16, !matrix->zeros, &parts),
     };
     pthread_mutex_lock(&cuda->lock);
     status =
         fq_cuda_slab_take(cuda, weights->base.info.bytes, &weights->slab, &weights->packed, err);
     if (status < 0)
         goto fail;
-    place(weights, scales_at, zeros_at);
+    place(weights, &parts);
     status = load(cuda, weights, matrix, err);
     if (status < 0)
         goto fail_slab;
@@ -280,7 +292,8 @@ int fq_cuda_weights_import(struct fq_backend *backend, const struct fq_weights_h
                            struct fq_weights **out, struct fq_error *err) {
     const struct fq_weights_info *info = &handle->info;
     struct fq_cuda_weights *weights;
-    uint64_t bytes, scales_at, zeros_at;
+    struct parts parts;
+    uint64_t bytes;
     void *address;
     int status;
 
@@ -296,7 +309,7 @@ int fq_cuda_weights_import(struct fq_backend *backend, const struct fq_weights_h
     weights->base.backend = backend;
     weights->base.info = *info;
     bytes = plan(&weights->matrix, info->n, info->k, info->group, info->bits,
-                 info->scale_type == FQ_BF16, info->symmetric, &scales_at, &zeros_at);
+                 info->scale_type == FQ_BF16, info->symmetric, &parts);
     if (info->bytes != bytes || handle->memory.bytes != bytes ||
         handle->memory.offset % FQ_CUDA_PART_ALIGN) {
         status = fq_fail(
@@ -311,7 +324,7 @@ int fq_cuda_weights_import(struct fq_backend *backend, const struct fq_weights_h
     if (status < 0)
         goto fail;
     weights->packed = address;
-    place(weights, scales_at, zeros_at);
+    place(weights, &parts);
     *out = &weights->base;
     return 0;
 fail:

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The Hopper prefill kernels for int4 weights: see hopper-prefill.cuh. */
+#include "hopper-prefill.cuh"
+
+cudaError_t fq_cuda_hopper_prefill_int4(const struct fq_cuda_launch *launch, const CUtensorMap *map,
+                                        cudaStream_t stream) {
+    return queue_prefill_any<4>(*launch, *map, stream);
+}
+
+cudaError_t fq_cuda_hopper_prefill_int4_prepare(void) {
+    return prepare_prefill_any<4>();
+}

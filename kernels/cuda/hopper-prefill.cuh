@@ -1,0 +1,459 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The prefill path on Hopper, m > FQ_DECODE_ROWS: bound by the tensor cores.
+ *
+ * A CTA has two consumer warpgroups, each with STRIPS strips of W and all N rows of
+ * X of the block, and a producer.  The other CTA of the worker (shares.h) has the
+ * next strips and the same rows of X, of which each loads one half for both:
+ *
+ *                     N rows of X
+ *                  +---------------+
+ *      CTA 0       |  warpgroup 0  |  STRIPS × 64 rows of W
+ *                  |  warpgroup 1  |
+ *                  +---------------+
+ *      CTA 1       |      ...      |
+ *
+ * W is dequantized into wgmma's register operand, scale and all: sums of a group
+ * cannot be kept apart here, for want of registers.  So that a weight does not
+ * leave the range of fp16, all scales are multiplied by a power of two that brings
+ * the largest near 8, and the sums by its inverse.  The next step's weights are
+ * dequantized while the tensor cores are at this one's.
+ *
+ * A gated pair: warpgroup 0 has strips of the gate, warpgroup 1 the same of W.
+ */
+#ifndef FQ_KERNELS_CUDA_HOPPER_PREFILL_CUH
+#define FQ_KERNELS_CUDA_HOPPER_PREFILL_CUH
+
+#include "hopper.cuh"
+
+template <int N_, int STRIPS_, int BITS_> struct prefill_shape {
+    static constexpr int N = N_, STRIPS = STRIPS_, BITS = BITS_;
+    static constexpr int GROUPS = 2; /* consumer warpgroups */
+    static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
+    static constexpr int ALL_STRIPS = GROUPS * STRIPS; /* of a CTA */
+    static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
+    static constexpr int QUADS = STRIPS * N / 8; /* float4 of sums that a thread has */
+    /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
+    static constexpr int CODES = N * 128, SCALES = CODES + ALL_STRIPS * TILE;
+    /* Where sums change their order on the way out: some rows of X by one strip, a warpgroup. */
+    static constexpr int OUT_PITCH = FQ_CUDA_STRIP * 4 + 16, OUT_ROWS = 32;
+    static constexpr int OUT = OUT_ROWS * OUT_PITCH;
+    static constexpr int OUT_QUADS = OUT_ROWS / 8;
+
+    static __host__ __device__ int stage_bytes(int slots, bool zeros) {
+        int bytes =
+            SCALES + ALL_STRIPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
+
+        return (bytes + 1023) / 1024 * 1024;
+    }
+};
+
+#ifdef FQ_HOPPER_CODE
+
+/* 2^e such that the largest scale times it lies in [8, 16); 1 where there is none. */
+static __device__ __forceinline__ float scale_factor(const fq_cuda_matrix &w) {
+    uint32_t bits = __ldg(&w.meta->largest_scale);
+    int exponent = (int)(bits >> 23) - 127;
+
+    if (bits == 0 || bits >= 0x7f800000u)
+        return 1.0f;
+    exponent = 3 - max(exponent, -120);
+    return __uint_as_float((uint32_t)(127 + exponent) << 23);
+}
+
+template <class S, class T> class prefiller {
+    const fq_cuda_launch &launch;
+    const uint32_t ring, full, empty, out; /* in shared memory */
+    const int stage_bytes, zeros_at;
+    const int worker, half, thread, lane, group;
+    bool &last;
+
+    /* A block's place: blocks go down W first, so that workers side by side share rows of X. */
+    __device__ __forceinline__ int block_m0(int block) const {
+        return block / launch.blocks_n * S::N;
+    }
+
+    __device__ __forceinline__ bool find_strip(int block, int index, const fq_cuda_matrix *&w,
+                                               int &strip) const {
+        int cta = block % launch.blocks_n * FQ_CUDA_CLUSTER + half;
+
+        if (launch.gate.codes) {
+            w = index < S::STRIPS ? &launch.gate : &launch.w;
+            strip = cta * S::STRIPS + index % S::STRIPS;
+        } else {
+            w = &launch.w;
+            strip = cta * S::ALL_STRIPS + index;
+        }
+        return strip < w->strips;
+    }
+
+    __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
+        return full + place.stage * 8;
+    }
+    __device__ __forceinline__ uint32_t empty_of(const ring_place &place) const {
+        return empty + place.stage * 8;
+    }
+
+    /* One tile of K, by a warp: lanes 0.. have a strip each, lane 31 has X. */
+    __device__ __forceinline__ void put_stage(const ring_place &place, const void *map, int m0,
+                                              int tile, const fq_cuda_matrix &w,
+                                              const strip_source &source) const {
+        const uint32_t stage = ring + place.stage * stage_bytes, barrier = full_of(place);
+        const group_span span(w, tile, 1);
+        uint32_t expected = lane == 31 ? S::N * 128 : 0;
+
+        if (source.codes)
+            expected = S::TILE +
+                       span.count * (FQ_CUDA_SCALE_BYTES + (source.zeros ? FQ_CUDA_ZERO_BYTES : 0));
+        expected = __reduce_add_sync(0xffffffffu, expected);
+        if (lane == 0)
+            mbarrier_expect(barrier, expected);
+        __syncwarp();
+        if (lane == 31)
+            tensor_copy_multicast(stage + half * (S::N / FQ_CUDA_CLUSTER * 128), map,
+                                  tile * FQ_CUDA_TILE, m0 + half * (S::N / FQ_CUDA_CLUSTER),
+                                  barrier, (1 << FQ_CUDA_CLUSTER) - 1);
+        if (source.codes) {
+            bulk_copy(stage + S::CODES + lane * S::TILE, source.codes + (int64_t)tile * S::TILE,
+                      S::TILE, barrier);
+            bulk_copy(stage + S::SCALES + lane * launch.slots * FQ_CUDA_SCALE_BYTES,
+                      source.scales + (int64_t)span.first * FQ_CUDA_SCALE_BYTES,
+                      span.count * FQ_CUDA_SCALE_BYTES, barrier);
+            if (source.zeros)
+                bulk_copy(stage + zeros_at + lane * launch.slots * FQ_CUDA_ZERO_BYTES,
+                          source.zeros + (int64_t)span.first * FQ_CUDA_ZERO_BYTES,
+                          span.count * FQ_CUDA_ZERO_BYTES, barrier);
+        }
+    }
+
+    /* ---- Consumers ------------------------------------------------------------------------------
+     */
+
+    /* What the codes of one strip become weights by: of one group. */
+    struct group_terms {
+        uint32_t low, high; /* scales of rows g and g+8, twice each */
+        zero_terms<S::BITS, T> zero;
+    };
+
+    __device__ __forceinline__ void load_terms(group_terms &terms, uint32_t stage, int index,
+                                               int slot, const fq_cuda_matrix &w,
+                                               float factor) const {
+        const int at = index * launch.slots + slot, pair = thread / 32 % 4 * 8 + lane / 4;
+        const float2 scale = unpack_scales(
+            lds_32(stage + S::SCALES + at * FQ_CUDA_SCALE_BYTES + pair * 4), w.scale_bf16);
+
+        terms.low = T::pack(scale.x * factor, scale.x * factor);
+        terms.high = T::pack(scale.y * factor, scale.y * factor);
+        if (w.zeros)
+            terms.zero = unpack_zeros<S::BITS, T>(
+                lds_16(stage + zeros_at + at * FQ_CUDA_ZERO_BYTES + pair * 2));
+    }
+
+    /* The weights of a tile of each strip, ready for wgmma. */
+    using fragments = uint32_t[S::STRIPS][FQ_CUDA_STEPS][4];
+
+    /* From the codes and scales in a stage.  SEGMENTS: parts of the tile that may differ in scale.
+     */
+    template <int SEGMENTS>
+    __device__ __forceinline__ void dequantize(fragments &a, uint32_t stage, int tile,
+                                               const fq_cuda_matrix &w, float factor,
+                                               group_terms (&terms)[S::STRIPS]) const {
+#pragma unroll
+        for (int s = 0; s < S::STRIPS; s++) {
+            const int index = group * S::STRIPS + s, first = tile * FQ_CUDA_STEPS;
+            const lane_codes<S::BITS> codes =
+                load_codes<S::BITS>(stage + S::CODES + index * S::TILE +
+                                        thread / 32 % 4 * FQ_CUDA_QUARTER_BYTES(S::BITS),
+                                    lane);
+
+#pragma unroll
+            for (int step = 0; step < FQ_CUDA_STEPS; step++) {
+                uint32_t(&v)[4] = a[s][step];
+
+                if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
+                    load_terms(terms[s], stage, index,
+                               group_of_step(w, first + step) - group_of_step(w, first), w, factor);
+                fragment<S::BITS, T>(v, codes, step, terms[s].zero);
+                v[0] = T::mul(v[0], terms[s].low);
+                v[1] = T::mul(v[1], terms[s].high);
+                v[2] = T::mul(v[2], terms[s].low);
+                v[3] = T::mul(v[3], terms[s].high);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void release(int stage) const {
+        __syncwarp();
+        if (lane == 0) {
+            mbarrier_arrive(empty + stage * 8);
+            mbarrier_arrive_at(empty + stage * 8, half ^ 1);
+        }
+    }
+
+    /*
+     * All tiles of a segment.  While the tensor cores are at one tile, the next one is dequantized;
+     * the other warpgroup's products fill the gap between two of this one's.
+     */
+    template <int SEGMENTS>
+    __device__ __forceinline__ void
+    sum_tiles(float (&sums)[S::STRIPS][S::N / 2], const fq_cuda_segment &segment,
+              const fq_cuda_matrix &w, float factor, ring_place &place) const {
+        group_terms terms[S::STRIPS];
+        fragments a, next;
+        uint32_t stage = ring + place.stage * stage_bytes;
+
+#pragma unroll
+        for (int s = 0; s < S::STRIPS; s++)
+            terms[s].zero = middle_zeros<S::BITS, T>();
+        mbarrier_wait(full_of(place), place.parity);
+        dequantize<SEGMENTS>(a, stage, segment.begin, w, factor, terms);
+        for (int tile = segment.begin; tile < segment.end; tile++) {
+            const uint64_t x = wgmma_tile(stage);
+            const int here = place.stage;
+
+#pragma unroll
+            for (int s = 0; s < S::STRIPS; s++)
+#pragma unroll
+                for (int step = 0; step < FQ_CUDA_STEPS; step++)
+                    settle(a[s][step]);
+            wgmma_fence();
+#pragma unroll
+            for (int step = 0; step < FQ_CUDA_STEPS; step++)
+#pragma unroll
+                for (int s = 0; s < S::STRIPS; s++)
+                    wgmma<S::N>::template mma<T>(sums[s], a[s][step], x + step * WGMMA_STEP, 1);
+            wgmma_commit();
+            place.next();
+            if (tile + 1 < segment.end) {
+                stage = ring + place.stage * stage_bytes;
+                mbarrier_wait(full_of(place), place.parity);
+                dequantize<SEGMENTS>(next, stage, tile + 1, w, factor, terms);
+            }
+            wgmma_wait<0>();
+#pragma unroll
+            for (int s = 0; s < S::STRIPS; s++)
+#pragma unroll
+                for (int step = 0; step < FQ_CUDA_STEPS; step++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        a[s][step][i] = next[s][step][i];
+            release(here);
+        }
+#pragma unroll
+        for (int s = 0; s < S::STRIPS; s++)
+            settle(sums[s]);
+    }
+
+    __device__ __forceinline__ void sum_segment(float (&sums)[S::STRIPS][S::N / 2],
+                                                const fq_cuda_segment &segment,
+                                                const fq_cuda_matrix &w, bool present, float factor,
+                                                ring_place &place) const {
+        if (!present) {
+            for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
+                mbarrier_wait(full_of(place), place.parity);
+                release(place.stage);
+            }
+        } else if (w.slots_log2 == 0) {
+            sum_tiles<1>(sums, segment, w, factor, place);
+        } else if (w.slots_log2 == 1) {
+            sum_tiles<2>(sums, segment, w, factor, place);
+        } else {
+            sum_tiles<4>(sums, segment, w, factor, place);
+        }
+    }
+
+    /* Some rows of X of one strip at a time go through shared memory, so that results lie side by
+     * side.  Of a gated pair, warpgroup 0 brings the gate's sums and 1 those of W. */
+    __device__ __forceinline__ void store(const float (&sums)[S::QUADS * 4], int m0,
+                                          int strip0) const {
+        constexpr int CHUNKS = S::N / S::OUT_ROWS; /* of a strip */
+        const bool gated = launch.gate.codes != nullptr;
+        const int barrier = gated ? FQ_CUDA_BARRIER_GATE : FQ_CUDA_BARRIER_GROUPS + group;
+        const int threads = gated ? S::CONSUMERS : 128;
+        const uint32_t buffer = out + group * S::OUT;
+        const uint32_t mine = buffer + lane % 4 * 2 * S::OUT_PITCH +
+                              (thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4) * 4;
+
+        for (int chunk = 0; chunk < S::STRIPS * CHUNKS; chunk++) {
+            int row0 = m0 + chunk % CHUNKS * S::OUT_ROWS;
+            int n0 = (strip0 + chunk / CHUNKS) * FQ_CUDA_STRIP;
+
+            if (row0 >= launch.m)
+                continue;
+            named_barrier(barrier, threads); /* the last chunk is stored */
+#pragma unroll
+            for (int c = 0; c < S::STRIPS * CHUNKS; c++) {
+                if (c != chunk)
+                    continue;
+#pragma unroll
+                for (int q = 0; q < S::OUT_QUADS; q++) {
+                    const float *v = sums + (c * S::OUT_QUADS + q) * 4;
+                    uint32_t to = mine + q * 8 * S::OUT_PITCH;
+
+                    sts_32(to, v[0]);
+                    sts_32(to + S::OUT_PITCH, v[1]);
+                    sts_32(to + 32, v[2]);
+                    sts_32(to + S::OUT_PITCH + 32, v[3]);
+                }
+            }
+            named_barrier(barrier, threads);
+            for (int i = thread % threads; i < S::OUT_ROWS * 8; i += threads) {
+                int row = i / 8, n = n0 + i % 8 * 8;
+                int64_t m = row0 + row;
+                uint32_t at = row * S::OUT_PITCH + i % 8 * 32;
+
+                if (m < launch.m && n < launch.w.n)
+                    store_run<T, 8>(launch, gated ? out + S::OUT + at : buffer + at, out + at,
+                                    static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
+                                    launch.residual
+                                        ? static_cast<const uint16_t *>(launch.residual) +
+                                              m * launch.residual_stride
+                                        : nullptr,
+                                    n);
+            }
+        }
+    }
+
+  public:
+    __device__ __forceinline__ prefiller(const fq_cuda_launch &l, uint32_t shared, bool &l_last)
+        : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
+          empty(full + l.stages * 8), out(empty + l.stages * 8), stage_bytes(l.stage_bytes),
+          zeros_at(S::SCALES + S::ALL_STRIPS * l.slots * FQ_CUDA_SCALE_BYTES),
+          worker(blockIdx.x / FQ_CUDA_CLUSTER), half(blockIdx.x % FQ_CUDA_CLUSTER),
+          thread(threadIdx.x), lane(threadIdx.x % 32), group(threadIdx.x / 128), last(l_last) {
+    }
+
+    __device__ __forceinline__ void init_barriers() const {
+        for (int i = 0; i < launch.stages; i++) {
+            mbarrier_init(full + i * 8, 1);
+            mbarrier_init(empty + i * 8, S::CONSUMERS / 32 * FQ_CUDA_CLUSTER);
+        }
+        mbarrier_fence_init();
+    }
+
+    /* By one warp. */
+    __device__ __forceinline__ void produce(const void *map) {
+        ring_place place(launch.stages);
+        fq_cuda_segment segment;
+
+        grid_wait();
+        for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
+            const fq_cuda_matrix *w = &launch.w;
+            int strip = 0;
+            bool present = lane < S::ALL_STRIPS && find_strip(segment.block, lane, w, strip);
+            strip_source source(*w, strip, present);
+            int m0 = block_m0(segment.block);
+
+            for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
+                mbarrier_wait_cluster(empty_of(place), place.parity ^ 1);
+                put_stage(place, map, m0, tile, *w, source);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void consume() {
+        ring_place place(launch.stages);
+        fq_cuda_segment segment;
+
+        grid_wait();
+        for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
+            float sums[S::STRIPS][S::N / 2] = {};
+            float(&all)[S::QUADS * 4] = reinterpret_cast<float(&)[S::QUADS * 4]>(sums);
+            const fq_cuda_matrix *w;
+            int strip, m0 = block_m0(segment.block);
+            bool present = find_strip(segment.block, group * S::STRIPS, w, strip);
+            float factor = scale_factor(*w);
+
+            sum_segment(sums, segment, *w, present, factor, place);
+#pragma unroll
+            for (int i = 0; i < S::QUADS * 4; i++)
+                all[i] *= 1.0f / factor;
+            if (segment.end - segment.begin < launch.shares.units &&
+                !add_parts<S::QUADS, S::CONSUMERS>(
+                    launch, worker, half, segment, all, thread, last,
+                    [&](int q) { return m0 + q % (S::N / 8) * 8 < launch.m; }))
+                continue;
+            store(all, m0, strip);
+        }
+    }
+};
+
+#endif /* FQ_HOPPER_CODE */
+
+/* map: the tensor map of X, a CUtensorMap of two dimensions with boxes of 64 columns × N / 2. */
+template <class S, class T>
+__global__ void __launch_bounds__(S::THREADS, 1)
+    hopper_prefill(const __grid_constant__ fq_cuda_launch args,
+                   const __grid_constant__ CUtensorMap map) {
+#ifdef FQ_HOPPER_CODE
+    extern __shared__ uint8_t shared[];
+    __shared__ bool last;
+    prefiller<S, T> p(args, (smem_address(shared) + 1023) / 1024 * 1024, last);
+
+    grid_launch_dependents();
+    if (threadIdx.x == 0)
+        p.init_barriers();
+    __syncthreads();
+    cluster_sync();
+    if (threadIdx.x >= S::CONSUMERS) {
+        registers_give<40>();
+        if (threadIdx.x < S::CONSUMERS + 32)
+            p.produce(&map);
+    } else {
+        registers_take<232>();
+        p.consume();
+    }
+    __syncwarp();
+    cluster_sync(); /* the other CTA may still send to this one's shared memory */
+#endif
+}
+
+template <class S, class T>
+static cudaError_t queue_prefill(fq_cuda_launch args, const CUtensorMap &map, cudaStream_t stream) {
+    bool zeros = args.w.zeros || (args.gate.codes && args.gate.zeros);
+    const int fixed = 1024 + S::GROUPS * S::OUT;
+
+    args.stage_bytes = S::stage_bytes(args.slots, zeros);
+    args.stages = ((226 << 10) - fixed) / (args.stage_bytes + 16);
+    args.stages = args.stages > 16 ? 16 : args.stages;
+    return launch_overlapped(hopper_prefill<S, T>, dim3(args.shares.workers * FQ_CUDA_CLUSTER),
+                             S::THREADS, fixed + args.stages * (args.stage_bytes + 16),
+                             FQ_CUDA_CLUSTER, stream, args, map);
+}
+
+template <int BITS> using prefill_128 = prefill_shape<128, 2, BITS>;
+template <int BITS> using prefill_256 = prefill_shape<256, 1, BITS>;
+
+template <int BITS, class T>
+static cudaError_t queue_prefill_by_rows(const fq_cuda_launch &args, const CUtensorMap &map,
+                                         cudaStream_t stream) {
+    return args.block_m == 128 ? queue_prefill<prefill_128<BITS>, T>(args, map, stream)
+                               : queue_prefill<prefill_256<BITS>, T>(args, map, stream);
+}
+
+template <int BITS>
+static cudaError_t queue_prefill_any(const fq_cuda_launch &args, const CUtensorMap &map,
+                                     cudaStream_t stream) {
+    return args.type == FQ_F16 ? queue_prefill_by_rows<BITS, f16>(args, map, stream)
+                               : queue_prefill_by_rows<BITS, bf16>(args, map, stream);
+}
+
+template <int BITS> static cudaError_t prepare_prefill_any() {
+    const void *kernels[] = {
+        reinterpret_cast<const void *>(hopper_prefill<prefill_128<BITS>, f16>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_256<BITS>, f16>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_128<BITS>, bf16>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_256<BITS>, bf16>),
+    };
+
+    for (const void *kernel : kernels) {
+        cudaError_t error =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 << 10);
+
+        if (error != cudaSuccess)
+            return error;
+    }
+    return cudaSuccess;
+}
+
+#endif

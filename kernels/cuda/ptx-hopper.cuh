@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Named wrappers round the PTX that only sm_90 and sm_90a have: mbarriers with
+ * transaction counts, bulk and tensor copies, clusters, programmatic dependent
+ * launch, and what stands round wgmma (wgmma.cuh has the products themselves).
+ */
+#ifndef FQ_KERNELS_CUDA_PTX_HOPPER_CUH
+#define FQ_KERNELS_CUDA_PTX_HOPPER_CUH
+
+#include "ptx.cuh"
+
+/* ---- Programmatic dependent launch ----------------------------------------------------------- */
+
+/* The next kernel of the stream may start; it still waits for this one in grid_wait(). */
+static __device__ __forceinline__ void grid_launch_dependents() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* Until the kernels before this one are done and what they wrote is visible. */
+static __device__ __forceinline__ void grid_wait() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* ---- mbarriers ------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/* Makes initialized barriers visible to the cluster and to the copy engine. */
+static __device__ __forceinline__ void mbarrier_fence_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/* One arrival, and `bytes` more that copies are to bring before the phase ends. */
+static __device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* At the same place in the shared memory of another CTA of the cluster. */
+static __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint32_t rank) {
+    asm volatile(
+        "{\n.reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+}
+
+/* One arrival once the cp.async of this thread so far are done. */
+static __device__ __forceinline__ void mbarrier_arrive_copies(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+/* Sleeps until the phase of that parity is over. */
+static __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile("{\n.reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+                 "@done bra over;\n"
+                 "bra again;\n"
+                 "over:\n}" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* The same where threads of other CTAs of the cluster arrive. */
+static __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+    asm volatile("{\n.reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "@done bra over;\n"
+                 "bra again;\n"
+                 "over:\n}" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* ---- Copies by the copy engine ----------------------------------------------------------------
+ */
+
+/* `bytes`, a multiple of 16, from global memory; their arrival counts at the barrier. */
+static __device__ __forceinline__ void bulk_copy(uint32_t to, const void *from, uint32_t bytes,
+                                                 uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+/* The same into every CTA of the cluster that `mask` names, at the same place in each. */
+static __device__ __forceinline__ void bulk_copy_multicast(uint32_t to, const void *from,
+                                                           uint32_t bytes, uint32_t barrier,
+                                                           uint16_t mask) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "h"(mask)
+                 : "memory");
+}
+
+/* A box of a two-dimensional tensor, x the fast coordinate. */
+static __device__ __forceinline__ void
+tensor_copy_multicast(uint32_t to, const void *map, int x, int y, uint32_t barrier, uint16_t mask) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(mask)
+                 : "memory");
+}
+
+/* 16 bytes by this thread, past L1; takes only the first `bytes` and writes zeros for the rest. */
+static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
+}
+
+/* Orders what threads wrote to shared memory before what wgmma and the copy engine do there. */
+static __device__ __forceinline__ void fence_async_proxy() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* ---- Clusters and parts of a CTA ---------------------------------------------------------------
+ */
+
+static __device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+static __device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+/* A barrier of `threads` threads of the CTA; id 0 is __syncthreads()'s. */
+static __device__ __forceinline__ void named_barrier(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+template <int REGISTERS> static __device__ __forceinline__ void registers_give() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+template <int REGISTERS> static __device__ __forceinline__ void registers_take() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+/* ---- Round wgmma -------------------------------------------------------------------------------
+ */
+
+/* Before the first wgmma, and after its register operands were written. */
+static __device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int PENDING> static __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+/*
+ * Describes a tile of X in shared memory: rows of 128 bytes (64 columns), the 16-byte pieces of row
+ * r at piece ^ (r % 8), eight rows to 1024 bytes, on which the tile starts.  One k16 step further
+ * is WGMMA_STEP more.
+ */
+#define WGMMA_STEP 2
+static __device__ __forceinline__ uint64_t wgmma_tile(uint32_t address) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+           (uint64_t)1 << 62;
+}
+
+/* Where piece `piece` of row `row` of such a tile lies. */
+static __device__ __forceinline__ uint32_t wgmma_piece(int row, int piece) {
+    return row * 128 + ((piece ^ (row & 7)) << 4);
+}
+
+#endif
