@@ -73,6 +73,10 @@ fail:
     return status;
 }
 
+void *fq_cuda_stream_native(struct fq_stream *stream) {
+    return ((struct fq_cuda_stream *)stream)->stream;
+}
+
 static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                        struct fq_error *err) {
     int processors = ((struct fq_cuda_backend *)stream->base.backend)->processors;
