@@ -5,13 +5,14 @@
  * fp32.  Every call takes the next of many copies of the weights, so that none
  * comes from a cache, and the three are measured in turns, so that whatever else
  * the machine does touches all of them.  Both ratios compare medians of one run.
+ * This file parses, and measures on the host; bench-kernel-cuda.c has the GPU.
  */
 #ifdef HAVE_CONFIG_H
 #include <config.h>
 #endif
 
 #include "backend.h"
-#include "bench.h"
+#include "bench-kernel.h"
 #include "half.h"
 
 #include <math.h>
@@ -20,40 +21,55 @@
 #include <sys/mman.h>
 
 #define TURNS      4  /* turns that a measurement's time is split into */
-#define LAUNCHES   16 /* calls a sample on a device that queues them */
 #define CHECK_ROWS 4  /* rows of X whose results are compared with float64 */
 #define CHECK_COLS 64 /* and columns of Y */
 #define COPIES_MIN 2
+#define COPIES_MAX 65536
 
-static const char *backend_name = "cpu";
-static const char *csv_path;
-static int64_t bits = 4, group = 64, dim_n = 4096, dim_k = 4096, rotate_mib = 512;
+static struct bench_kernel_table table = {
+    .backend = "cpu",
+    .bits = {1, {4}},
+    .groups = {1, {64}},
+    .zeros = {1, {0}},
+    .dtypes = {1, {FQ_F16}},
+    .rows = {5, {1, 4, 16, 64, 256}},
+    .threads = {2, {1, 0}},
+    .n = 4096,
+    .k = 4096,
+    .rotate_mib = 512,
+    .seconds = 1,
+};
+/* What is being measured of it. */
+static int64_t bits, group, dim_n, dim_k;
 static bool zero;
-static enum fq_dtype dtype = FQ_F16;
-static struct bench_list rows = {5, {1, 4, 16, 64, 256}};
-static struct bench_list threads = {2, {1, 0}};
-static double seconds = 1;
+static enum fq_dtype dtype;
 
 static const struct bench_option options[] = {
     {"backend", "NAME", "cpu, cuda or reference (default: cpu)", "cpu, cuda and reference",
-     bench_parse_text, &backend_name},
-    {"bits", "B", "bits a weight: 8, 4 or 3 (default: 4)", "8, 4 and 3", bench_parse_bits, &bits},
-    {"group", "G", "group size, or 'channel' (default: 64)", "multiples of 16, and 'channel'",
-     bench_parse_group, &group},
-    {"zero", "yes|no", "with zero points (default: no)", "yes and no", bench_parse_yes, &zero},
-    {"dtype", "TYPE", "of X and Y: f16, bf16 or f32 (default: f16)", "f16, bf16 and f32",
-     bench_parse_dtype, &dtype},
-    {"n", "N", "outputs (default: 4096)", "1 to 16777216", bench_parse_positive, &dim_n},
-    {"k", "K", "inputs (default: 4096)", "1 to 16777216", bench_parse_positive, &dim_k},
+     bench_parse_text, &table.backend},
+    {"bits", "LIST", "bits a weight: 8, 4 or 3 (default: 4)", "8, 4 and 3", bench_parse_bits,
+     &table.bits},
+    {"group", "LIST", "group size, or 'channel' (default: 64)", "multiples of 16, and 'channel'",
+     bench_parse_group, &table.groups},
+    {"zero", "yes|no", "with zero points, or 'no,yes' (default: no)", "yes and no", bench_parse_yes,
+     &table.zeros},
+    {"dtype", "LIST", "of X and Y: f16, bf16 or f32 (default: f16)", "f16, bf16 and f32",
+     bench_parse_dtypes, &table.dtypes},
+    {"shape", "LIST", "several matrices: NxK,NxK (instead of --n and --k)",
+     "NxK of 1 to 16777216, up to 64 of them by commas", bench_parse_shapes, &table.shapes},
+    {"n", "N", "outputs (default: 4096)", "1 to 16777216", bench_parse_positive, &table.n},
+    {"k", "K", "inputs (default: 4096)", "1 to 16777216", bench_parse_positive, &table.k},
     {"m", "LIST", "rows of X (default: 1,4,16,64,256)", "1 to 65536, up to 64 of them by commas",
-     bench_parse_rows, &rows},
+     bench_parse_rows, &table.rows},
     {"threads", "LIST", "threads, 0 for every core (default: 1,0)",
-     "0 to 4096, up to 64 of them by commas", bench_parse_counts, &threads},
+     "0 to 4096, up to 64 of them by commas", bench_parse_counts, &table.threads},
     {"rotate-mib", "MIB", "weights to rotate over (default: 512)", "1 to 16777216",
-     bench_parse_positive, &rotate_mib},
-    {"seconds", "S", "time for each measurement (default: 1)", "more than 0, up to 3600",
-     bench_parse_seconds, &seconds},
-    {"csv", "FILE", "write the table as CSV as well", "file names", bench_parse_text, &csv_path},
+     bench_parse_positive, &table.rotate_mib},
+    {"seconds", "S", "time for each measurement on the host (default: 1)",
+     "more than 0, up to 3600", bench_parse_seconds, &table.seconds},
+    {"cublas", "FILE", "cuBLAS, if it is not where the loader looks", "file names",
+     bench_parse_text, &table.cublas},
+    {"csv", "FILE", "write the table as CSV as well", "file names", bench_parse_text, &table.csv},
     {NULL},
 };
 
@@ -140,14 +156,14 @@ static int make_matrix(struct subject *subject, struct fq_error *err) {
     return 0;
 }
 
-static size_t copies_of(size_t bytes) {
-    size_t copies = ((size_t)rotate_mib << 20) / bytes + 1;
+int bench_kernel_copies(uint64_t bytes) {
+    uint64_t copies = ((uint64_t)table.rotate_mib << 20) / bytes + 1;
 
-    return copies < COPIES_MIN ? COPIES_MIN : copies;
+    return copies < COPIES_MIN ? COPIES_MIN : copies < COPIES_MAX ? (int)copies : COPIES_MAX;
 }
 
 static int make_copies(struct subject *subject, struct fq_error *err) {
-    size_t wanted = copies_of(subject->bytes);
+    size_t wanted = (size_t)bench_kernel_copies(subject->bytes);
     int status = 0;
 
     subject->copies = calloc(wanted, sizeof *subject->copies);
@@ -165,7 +181,7 @@ static int make_copies(struct subject *subject, struct fq_error *err) {
 static int make_rivals(struct subject *subject, struct fq_error *err) {
     size_t elements = (size_t)(dim_n * dim_k);
 
-    subject->plain_count = copies_of(subject->bytes);
+    subject->plain_count = (size_t)bench_kernel_copies(subject->bytes);
     size_t plain_bytes = subject->plain_count * subject->bytes;
     void *plain =
         mmap(NULL, plain_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -176,7 +192,7 @@ static int make_rivals(struct subject *subject, struct fq_error *err) {
     memset(plain, 1, plain_bytes);
     if (!bench_has_sgemm())
         return 0;
-    subject->dense_count = copies_of(elements * sizeof(float));
+    subject->dense_count = (size_t)bench_kernel_copies(elements * sizeof(float));
     subject->dense = malloc(subject->dense_count * elements * sizeof(float));
     double *row = malloc((size_t)dim_k * sizeof *row);
     if (!subject->dense || !row) {
@@ -214,7 +230,7 @@ static int subject_init(struct subject *subject, int thread_count, struct fq_err
     struct fq_backend_options with = {.threads = thread_count};
 
     *subject = (struct subject){0};
-    int status = fq_backend_new(backend_name, &with, &subject->backend, err);
+    int status = fq_backend_new(table.backend, &with, &subject->backend, err);
     if (status == 0)
         status = fq_backend_info(subject->backend, &subject->device, err);
     if (status == 0)
@@ -244,7 +260,6 @@ static void operands_fini(struct operands *operands) {
 
 static int operands_init(struct operands *operands, struct subject *subject, int64_t m,
                          struct fq_error *err) {
-    enum fq_memory_kind kind = subject->device.device_memory ? FQ_MEMORY_DEVICE : FQ_MEMORY_HOST;
     size_t size = fq_dtype_size(dtype), x_count = (size_t)(m * dim_k);
     uint64_t x_bytes = x_count * size, y_bytes = (uint64_t)(m * dim_n) * size;
     int status = 0;
@@ -260,9 +275,9 @@ static int operands_init(struct operands *operands, struct subject *subject, int
         operands->x_dense[i] = fq_load(operands->x_image, dtype, i);
     }
     if (status == 0)
-        status = fq_memory_new(subject->backend, kind, x_bytes, &operands->x, err);
+        status = fq_memory_new(subject->backend, FQ_MEMORY_HOST, x_bytes, &operands->x, err);
     if (status == 0)
-        status = fq_memory_new(subject->backend, kind, y_bytes, &operands->y, err);
+        status = fq_memory_new(subject->backend, FQ_MEMORY_HOST, y_bytes, &operands->y, err);
     if (status == 0)
         status = fq_memory_write(operands->x, 0, operands->x_image, x_bytes, err);
     if (status) {
@@ -275,7 +290,7 @@ static int operands_init(struct operands *operands, struct subject *subject, int
                                       .y = fq_memory_address(operands->y),
                                       .x_stride = dim_k,
                                       .y_stride = dim_n,
-                                      .host = kind == FQ_MEMORY_HOST};
+                                      .host = true};
     return 0;
 }
 
@@ -325,19 +340,16 @@ static int measure_error(struct subject *subject, struct operands *operands, dou
 /* One sample of each: the time of a call in µs. */
 static int sample_ours(struct subject *subject, struct operands *operands, double *us,
                        struct fq_error *err) {
-    int calls = subject->device.device_memory ? LAUNCHES : 1;
     double start = bench_now_us();
-    int status = 0;
+    int status;
 
-    for (int i = 0; i < calls && status == 0; i++) {
-        operands->gemm.weights = subject->copies[subject->next_copy++ % subject->copy_count];
-        status = fq_gemm(subject->stream, &operands->gemm, err);
-    }
+    operands->gemm.weights = subject->copies[subject->next_copy++ % subject->copy_count];
+    status = fq_gemm(subject->stream, &operands->gemm, err);
     if (status == 0)
         status = fq_event_record(subject->event, subject->stream, err);
     if (status == 0)
         status = fq_event_wait(subject->event, err);
-    *us = (bench_now_us() - start) / calls;
+    *us = bench_now_us() - start;
     return status;
 }
 
@@ -376,7 +388,7 @@ struct contender {
 /* A turn: the first call warms up threads and is not counted. */
 static int take_turn(struct contender *contender, struct subject *subject,
                      struct operands *operands, struct fq_error *err) {
-    double end = bench_now_us() + seconds * 1e6 / TURNS, us;
+    double end = bench_now_us() + table.seconds * 1e6 / TURNS, us;
     int status = contender->sample(subject, operands, &us, err);
 
     do {
@@ -439,7 +451,7 @@ static int measure(struct subject *subject, int64_t m, FILE *csv, struct fq_erro
     return status;
 }
 
-static void print_heading(FILE *csv, const struct subject *subject) {
+static void print_heading(const struct subject *subject) {
     const struct fq_device_info *device = &subject->device;
 
     printf("%s: %s, %s\n", device->backend, device->name, device->kernels);
@@ -451,37 +463,88 @@ static void print_heading(FILE *csv, const struct subject *subject) {
            subject->dense ? "" : " (not measured)");
     printf("%7s %6s %11s %8s %11s %6s %11s %6s %9s\n", "threads", "m", "us", "GB/s", "read_us",
            "read", "sgemm_us", "sgemm", "error");
-    if (csv)
-        fprintf(csv, "# %s: %s, %s\nbits,group,zero,dtype,threads,n,k,m,us,read_us,sgemm_us,err\n",
-                device->backend, device->name, device->kernels);
+}
+
+static void print_csv_heading(FILE *csv, const struct fq_device_info *device) {
+    fprintf(csv, "# %s: %s, %s: ", device->backend, device->name, device->kernels);
+    bench_print_command(csv);
+    fputs("\nbits,group,zero,dtype,threads,n,k,m,us,read_us,sgemm_us,err\n", csv);
+}
+
+/* The matrix that bits, group, zero, dtype, dim_n and dim_k name, on every number of threads. */
+static int measure_matrix(FILE *csv, bool *headed, struct fq_error *err) {
+    int status = 0;
+
+    for (int t = 0; t < table.threads.count && status == 0; t++) {
+        struct subject subject;
+
+        status = subject_init(&subject, (int)table.threads.values[t], err);
+        if (status)
+            break;
+        if (csv && !*headed)
+            print_csv_heading(csv, &subject.device);
+        *headed = true;
+        if (t == 0)
+            print_heading(&subject);
+        for (int i = 0; i < table.rows.count && status == 0; i++)
+            status = measure(&subject, table.rows.values[i], csv, err);
+        subject_fini(&subject);
+    }
+    return status;
+}
+
+/* Makes combination `at` of the lists, counted with the last changing fastest, the current one;
+ * false past the end. */
+static bool select_matrix(int at) {
+    const struct bench_list *lists[] = {&table.zeros, &table.groups, &table.bits, &table.dtypes};
+    int64_t picked[4];
+
+    for (int i = 0; i < 4; i++) {
+        picked[i] = lists[i]->values[at % lists[i]->count];
+        at /= lists[i]->count;
+    }
+    if (at >= table.shapes.count)
+        return false;
+    zero = picked[0];
+    group = picked[1];
+    bits = picked[2];
+    dtype = (enum fq_dtype)picked[3];
+    dim_n = table.shapes.values[at].n;
+    dim_k = table.shapes.values[at].k;
+    return true;
+}
+
+static int measure_table(FILE *csv, struct fq_error *err) {
+    bool headed = false;
+    int status = 0;
+
+    for (int at = 0; status == 0 && select_matrix(at); at++)
+        status = measure_matrix(csv, &headed, err);
+    return status;
 }
 
 static int run(struct fq_error *err) {
     FILE *csv = NULL;
-    int status = 0;
+    int status;
 
-    if (csv_path && !(csv = fopen(csv_path, "we")))
-        return fq_fail_errno(err, "--csv: '%s'", csv_path);
-    for (int t = 0; t < threads.count && status == 0; t++) {
-        struct subject subject;
-
-        status = subject_init(&subject, (int)threads.values[t], err);
-        if (status)
-            break;
-        if (t == 0)
-            print_heading(csv, &subject);
-        for (int i = 0; i < rows.count && status == 0; i++)
-            status = measure(&subject, rows.values[i], csv, err);
-        subject_fini(&subject);
-    }
+    if (table.shapes.count == 0)
+        table.shapes = (struct bench_shapes){1, {{table.n, table.k}}};
+    if (table.csv && !(csv = fopen(table.csv, "we")))
+        return fq_fail_errno(err, "--csv: '%s'", table.csv);
+#ifdef HAVE_CUDA
+    if (strcmp(table.backend, "cuda") == 0)
+        status = bench_kernel_cuda(&table, csv, err);
+    else
+#endif
+        status = measure_table(csv, err);
     if (csv && fclose(csv) != 0 && status == 0)
-        status = fq_fail_errno(err, "--csv: '%s'", csv_path);
+        status = fq_fail_errno(err, "--csv: '%s'", table.csv);
     return status;
 }
 
 const struct bench_command bench_kernel = {
     "kernel",
-    "the kernels in this process, against a plain read and OpenBLAS",
+    "the kernels in this process, against a plain read and a dense BLAS",
     options,
     run,
 };

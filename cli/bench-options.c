@@ -21,25 +21,32 @@ static bool parse_number(const char *text, int64_t least, int64_t most, int64_t 
     return errno == 0 && *end == '\0' && number >= least && number <= most;
 }
 
-static bool parse_list(const char *text, int64_t least, int64_t most, struct bench_list *list) {
+/* Items with commas between them, each taken by `parse` into an element of `size` bytes. */
+static bool parse_items(const char *text, bool (*parse)(const char *item, void *value),
+                        void *values, size_t size, int *count) {
     char item[24];
+    bool last = false;
 
-    for (list->count = 0; list->count < BENCH_LIST_MAX; list->count++) {
+    for (*count = 0; !last && *count < BENCH_LIST_MAX; ++*count) {
         size_t length = strcspn(text, ",");
 
         if (length >= sizeof item)
             return false;
         memcpy(item, text, length);
         item[length] = '\0';
-        if (!parse_number(item, least, most, &list->values[list->count]))
+        if (!parse(item, (char *)values + (size_t)*count * size))
             return false;
-        if (text[length] == '\0') {
-            list->count++;
-            return true;
-        }
+        last = text[length] == '\0';
         text += length + 1;
     }
-    return false;
+    return last;
+}
+
+static bool parse_list(const char *text, bool (*parse)(const char *item, void *value),
+                       void *value) {
+    struct bench_list *list = value;
+
+    return parse_items(text, parse, list->values, sizeof *list->values, &list->count);
 }
 
 bool bench_parse_text(const char *text, void *value) {
@@ -51,25 +58,41 @@ bool bench_parse_positive(const char *text, void *value) {
     return parse_number(text, 1, 1 << 24, value);
 }
 
+static bool parse_row_count(const char *text, void *value) {
+    return parse_number(text, 1, 65536, value);
+}
+
 bool bench_parse_rows(const char *text, void *value) {
-    return parse_list(text, 1, 65536, value);
+    return parse_list(text, parse_row_count, value);
+}
+
+static bool parse_count(const char *text, void *value) {
+    return parse_number(text, 0, 4096, value);
 }
 
 bool bench_parse_counts(const char *text, void *value) {
-    return parse_list(text, 0, 4096, value);
+    return parse_list(text, parse_count, value);
+}
+
+static bool parse_client_count(const char *text, void *value) {
+    return parse_number(text, 1, 1024, value);
 }
 
 bool bench_parse_clients(const char *text, void *value) {
-    return parse_list(text, 1, 1024, value);
+    return parse_list(text, parse_client_count, value);
 }
 
-bool bench_parse_bits(const char *text, void *value) {
+static bool parse_bits(const char *text, void *value) {
     int64_t *bits = value;
 
     return parse_number(text, 3, 8, bits) && (*bits == 8 || *bits == 4 || *bits == 3);
 }
 
-bool bench_parse_group(const char *text, void *value) {
+bool bench_parse_bits(const char *text, void *value) {
+    return parse_list(text, parse_bits, value);
+}
+
+static bool parse_group(const char *text, void *value) {
     int64_t *group = value;
 
     *group = 0;
@@ -78,16 +101,57 @@ bool bench_parse_group(const char *text, void *value) {
     return parse_number(text, 16, 1 << 24, group) && *group % 16 == 0;
 }
 
+bool bench_parse_group(const char *text, void *value) {
+    return parse_list(text, parse_group, value);
+}
+
+static bool parse_yes(const char *text, void *value) {
+    int64_t *yes = value;
+
+    *yes = strcmp(text, "yes") == 0;
+    return *yes || strcmp(text, "no") == 0;
+}
+
 bool bench_parse_yes(const char *text, void *value) {
-    *(bool *)value = strcmp(text, "yes") == 0;
-    return strcmp(text, "yes") == 0 || strcmp(text, "no") == 0;
+    return parse_list(text, parse_yes, value);
+}
+
+static bool parse_dtype(const char *text, void *value) {
+    int64_t *dtype = value;
+
+    *dtype = fq_dtype_parse(text);
+    return *dtype != 0;
+}
+
+bool bench_parse_dtypes(const char *text, void *value) {
+    return parse_list(text, parse_dtype, value);
+}
+
+static bool parse_shape(const char *text, void *value) {
+    struct bench_shape *shape = value;
+    size_t n = strspn(text, "0123456789");
+    char digits[24];
+
+    if (text[n] != 'x')
+        return false;
+    memcpy(digits, text, n); /* an item is shorter than 24 */
+    digits[n] = '\0';
+    return parse_number(digits, 1, 1 << 24, &shape->n) &&
+           parse_number(text + n + 1, 1, 1 << 24, &shape->k);
+}
+
+bool bench_parse_shapes(const char *text, void *value) {
+    struct bench_shapes *shapes = value;
+
+    return parse_items(text, parse_shape, shapes->values, sizeof *shapes->values, &shapes->count);
 }
 
 bool bench_parse_dtype(const char *text, void *value) {
-    int type = fq_dtype_parse(text);
+    int64_t type;
+    bool known = parse_dtype(text, &type);
 
     *(enum fq_dtype *)value = (enum fq_dtype)type;
-    return type != 0;
+    return known;
 }
 
 bool bench_parse_seconds(const char *text, void *value) {
@@ -96,6 +160,15 @@ bool bench_parse_seconds(const char *text, void *value) {
 
     *(double *)value = seconds;
     return *text >= '0' && *text <= '9' && *end == '\0' && seconds > 0 && seconds <= 3600;
+}
+
+static int command_argc; /* of the command that runs, borrowed from main */
+static char **command_argv;
+
+void bench_print_command(FILE *out) {
+    fputs("finequant-bench", out);
+    for (int i = 0; i < command_argc; i++)
+        fprintf(out, " %s", command_argv[i]);
 }
 
 void bench_print_options(FILE *out, const struct bench_command *command) {
@@ -115,6 +188,8 @@ int bench_parse(const struct bench_command *command, int argc, char **argv, bool
     for (; command->options[count].name && count < OPTIONS_MAX; count++)
         longs[count + 1] =
             (struct option){command->options[count].name, required_argument, NULL, 'o'};
+    command_argc = argc;
+    command_argv = argv;
     opterr = 0;
     optind = 1;
     while ((found = getopt_long(argc, argv, ":h", longs, &index)) != -1) {

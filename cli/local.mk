@@ -9,10 +9,20 @@ finequant_quantize_LDADD = $(MODEL_LIBS) $(JANSSON_LIBS)
 # finequant-bench: one file a subcommand.
 bin_PROGRAMS += finequant-bench
 finequant_bench_SOURCES = cli/finequant-bench.c cli/bench.h cli/bench-options.c cli/bench-time.c \
-	cli/bench-rivals.c cli/bench-kernel.c cli/bench-gemm.c
+	cli/bench-rivals.c cli/bench-kernel.h cli/bench-kernel.c cli/bench-gemm.c
 finequant_bench_CPPFLAGS = $(AM_CPPFLAGS) $(OPENBLAS_CFLAGS)
 finequant_bench_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
-finequant_bench_LDADD = libfinequant.la $(KERNEL_LIBS) $(OPENBLAS_LIBS)
+finequant_bench_LDADD = libfinequant.la
+# What it measures on a GPU; in every tarball.
+BENCH_CUDA_SOURCES = cli/bench-cuda.h cli/bench-cuda.c cli/bench-cublas.c cli/bench-kernel-cuda.c \
+	cli/bench-cuda-kernels.cu
+EXTRA_DIST += $(BENCH_CUDA_SOURCES)
+if HAVE_CUDA
+noinst_LTLIBRARIES += libfqbenchcuda.la
+libfqbenchcuda_la_SOURCES = $(BENCH_CUDA_SOURCES)
+finequant_bench_LDADD += libfqbenchcuda.la
+endif
+finequant_bench_LDADD += $(KERNEL_LIBS) $(OPENBLAS_LIBS)
 dist_check_SCRIPTS += cli/test-bench.sh
 TESTS += cli/test-bench.sh
 # finequantctl: one file a subcommand.

@@ -36,6 +36,15 @@ refused 2 "--rotate-mib is 'all'" kernel --rotate-mib=all
 refused 2 "--seconds is 'nan'" kernel --seconds=nan
 refused 2 "--dtype is 'f8'" kernel --dtype=f8
 refused 2 "--zero is 'maybe'" kernel --zero=maybe
+refused 2 "--bits is '8,4,'" kernel --bits=8,4,
+refused 2 "--group is '64,24'" kernel --group=64,24
+refused 2 "--dtype is 'f16,f8'" kernel --dtype=f16,f8
+refused 2 "--shape is '128'" kernel --shape=128
+refused 2 "--shape is '128x0'" kernel --shape=128x0
+refused 2 "--shape is '128x64x32'" kernel --shape=128x64x32
+refused 2 "--shape is '128x64,'" kernel --shape=128x64,
+refused 2 "--shape is 'x64'" kernel --shape=x64
+refused 2 "--cublas is ''" kernel --cublas=
 refused 3 "no backend 'tpu'" kernel --backend=tpu
 refused 3 "group size is 128" kernel --group=128 --k=100
 refused 8 "/nowhere/table.csv" kernel --csv=/nowhere/table.csv
@@ -66,4 +75,26 @@ measured 4,64,0,f16 1e-3
 measured 8,channel,1,bf16 5e-3 --bits=8 --group=channel --zero=yes --dtype=bf16
 measured 3,32,1,f32 1e-5 --bits=3 --group=32 --zero=yes --dtype=f32
 measured 4,16,0,f16 1e-3 --group=16 --backend=reference
+
+# A row for every combination of the lists, once a heading.
+"$bench" kernel --shape=32x64,64x96 --bits=4,3 --group=16,channel --zero=no,yes --dtype=f16,bf16 --m=1,2 \
+    --threads=1 --rotate-mib=1 --seconds=0.001 --csv="$work/csv" >"$work/out"
+combinations=$(sed 1,2d "$work/csv" | cut -d, -f1-8 | sort -u | wc -l)
+if [ "$combinations" != 64 ] || [ "$(wc -l <"$work/csv")" != 66 ] ||
+    ! head -n 1 "$work/csv" | grep -q -- '--shape=32x64,64x96 --bits=4,3'; then
+    echo "lists: expected 64 combinations in 66 lines below the command, got $combinations:"
+    cat "$work/csv"
+    failed=1
+fi
+
+# Where there is no GPU, or no CUDA in this build, the cuda backend says so itself.
+status=0
+"$bench" kernel --backend=cuda --n=64 --k=64 --m=1 --rotate-mib=1 --csv="$work/csv" \
+    >"$work/out" 2>"$work/err" || status=$?
+case $status in
+0) grep -q '^bits,group,zero,dtype,n,k,m,us,read_us,cublas_us,err$' "$work/csv" || failed=1 ;;
+13 | 17) grep -q 'CUDA' "$work/err" || failed=1 ;;
+*) failed=1 ;;
+esac
+[ $failed = 0 ] || cat "$work/err"
 exit $failed

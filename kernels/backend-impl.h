@@ -31,6 +31,9 @@ struct fq_backend_ops {
     uint64_t (*weights_size)(struct fq_backend *backend, const struct fq_matrix *matrix);
     int (*weights_new)(struct fq_backend *backend, const struct fq_matrix *matrix,
                        struct fq_weights **out, struct fq_error *err);
+    int (*weights_synthetic)(struct fq_backend *backend, const struct fq_matrix *shape,
+                             uint64_t seed, struct fq_weights **out,
+                             struct fq_error *err); /* NULL: made on the host, then weights_new */
     void (*weights_free)(struct fq_weights *weights);
     int (*weights_export)(struct fq_weights *weights, struct fq_weights_handle *handle,
                           struct fq_error *err); /* NULL: unsupported */
@@ -39,6 +42,7 @@ struct fq_backend_ops {
 
     int (*stream_new)(struct fq_backend *backend, struct fq_stream **out, struct fq_error *err);
     void (*stream_free)(struct fq_stream *stream);
+    void *(*stream_native)(struct fq_stream *stream); /* NULL: there is none */
     int (*gemm)(struct fq_stream *stream, const struct fq_gemm *gemm, struct fq_error *err);
 
     int (*event_new)(struct fq_backend *backend, struct fq_event **out, struct fq_error *err);

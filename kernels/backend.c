@@ -8,6 +8,7 @@
 #endif
 
 #include "backend-impl.h"
+#include "synthetic.h"
 
 #include <string.h>
 
@@ -182,6 +183,23 @@ int fq_weights_new(struct fq_backend *backend, const struct fq_matrix *matrix,
     if (status == 0 && (!matrix->codes || !matrix->scales))
         status = fq_fail(err, FQ_INVALID, "the matrix has no codes or no scales");
     return status ? status : backend->ops->weights_new(backend, matrix, out, err);
+}
+
+int fq_weights_synthetic(struct fq_backend *backend, const struct fq_matrix *shape, uint64_t seed,
+                         struct fq_weights **out, struct fq_error *err) {
+    int status = fq_matrix_check(shape, err);
+    struct fq_matrix *matrix;
+
+    *out = NULL;
+    if (status)
+        return status;
+    if (backend->ops->weights_synthetic)
+        return backend->ops->weights_synthetic(backend, shape, seed, out, err);
+    status = fq_synthetic_new(shape, seed, 0, shape->n, &matrix, err);
+    if (status == 0)
+        status = backend->ops->weights_new(backend, matrix, out, err);
+    fq_synthetic_free(matrix);
+    return status;
 }
 
 void fq_weights_free(struct fq_weights *weights) {
@@ -365,6 +383,12 @@ static int check_gemm(struct fq_backend *backend, const struct fq_gemm *gemm,
     if (gemm->x_rows || gemm->y_rows)
         return check_rows(gemm, size, err);
     return check_planes(gemm, size, err);
+}
+
+void *fq_stream_native(struct fq_stream *stream) {
+    const struct fq_backend_ops *ops = stream->backend->ops;
+
+    return ops->stream_native ? ops->stream_native(stream) : NULL;
 }
 
 int fq_gemm(struct fq_stream *stream, const struct fq_gemm *gemm, struct fq_error *err) {

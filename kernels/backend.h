@@ -129,6 +129,15 @@ int fq_weights_new(struct fq_backend *backend, const struct fq_matrix *matrix,
                    struct fq_weights **out, struct fq_error *err);
 void fq_weights_free(struct fq_weights *weights); /* no GEMM may be running on it; NULL is fine */
 
+/*
+ * Weights without a checkpoint, to measure and test with: the matrix of `shape` whose every element
+ * is a hash of the seed and its place (synthetic.h).  The same seed gives the same matrix on every
+ * backend.  cuda makes it on the device.  The shape's pointers are not followed: `zeros` other than
+ * NULL asks for zero points.  Errors as of fq_weights_new.
+ */
+int fq_weights_synthetic(struct fq_backend *backend, const struct fq_matrix *shape, uint64_t seed,
+                         struct fq_weights **out, struct fq_error *err);
+
 /* The shape, with codes, scales and zeros NULL. `symmetric` tells whether there are zero points. */
 struct fq_weights_info {
     int64_t n, k, group;
@@ -198,6 +207,10 @@ struct fq_gemm {
 
 int fq_stream_new(struct fq_backend *backend, struct fq_stream **out, struct fq_error *err);
 void fq_stream_free(struct fq_stream *stream); /* waits for its work; NULL is fine */
+
+/* The cudaStream_t behind a stream of the cuda backend, so that others can queue work between its
+ * GEMMs or capture them into a graph; NULL on host backends.  Borrowed. */
+void *fq_stream_native(struct fq_stream *stream);
 
 /*
  * Gives one GEMM to a stream.  The cpu and reference backends have finished it when this returns;

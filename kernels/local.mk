@@ -8,7 +8,8 @@ KERNEL_OPT = -O3
 endif
 noinst_LTLIBRARIES += libfqkernels.la libfqcpu_generic.la
 libfqkernels_la_SOURCES = kernels/backend.c kernels/backend.h kernels/backend-impl.h \
-	kernels/matrix.c kernels/matrix.h kernels/host.c kernels/reference/reference.c \
+	kernels/matrix.c kernels/matrix.h kernels/synthetic.c kernels/synthetic.h kernels/host.c \
+	kernels/reference/reference.c \
 	kernels/cpu/cpu.c kernels/cpu/cpu.h kernels/cpu/pack.c kernels/cpu/epilogue.c
 libfqkernels_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 libfqkernels_la_LIBADD = libfqbase.la libfqcpu_generic.la
@@ -42,7 +43,7 @@ CUDA_SOURCES = kernels/cuda/backend.c kernels/cuda/memory.c kernels/cuda/slab.c 
 	kernels/cuda/hopper-prefill-int4.cu kernels/cuda/hopper-prefill-int3.cu \
 	kernels/cuda/rows.cu \
 	kernels/cuda/decode-int8.cu kernels/cuda/decode-int4.cu kernels/cuda/decode-int3.cu \
-	kernels/cuda/prefill.cu kernels/cuda/prepack.cu
+	kernels/cuda/prefill.cu kernels/cuda/prepack.cu kernels/cuda/synthetic.cu
 if HAVE_CUDA
 AM_CPPFLAGS += $(CUDA_CPPFLAGS)
 noinst_LTLIBRARIES += libfqcuda.la
@@ -53,7 +54,8 @@ endif
 KERNEL_LIBS = libfqkernels.la $(OPENMP_CFLAGS)
 
 if HAVE_CMOCKA
-KERNEL_TESTS = kernels/cpu/test-pack kernels/test-matrix kernels/test-backend kernels/test-conformance
+KERNEL_TESTS = kernels/cpu/test-pack kernels/test-matrix kernels/test-backend kernels/test-conformance \
+	kernels/test-synthetic
 check_PROGRAMS += $(KERNEL_TESTS)
 TESTS += $(KERNEL_TESTS)
 kernels_cpu_test_pack_SOURCES = kernels/cpu/test-pack.c
@@ -62,6 +64,9 @@ kernels_cpu_test_pack_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 kernels_test_matrix_SOURCES = kernels/test-matrix.c
 kernels_test_matrix_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_matrix_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
+kernels_test_synthetic_SOURCES = kernels/test-synthetic.c
+kernels_test_synthetic_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+kernels_test_synthetic_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 kernels_test_backend_SOURCES = kernels/test-backend.c
 kernels_test_backend_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_backend_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)

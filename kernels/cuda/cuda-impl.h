@@ -14,6 +14,7 @@ extern "C" {
 #include "backend-impl.h"
 #include "layout.h"
 #include "shares.h"
+#include "synthetic.h"
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -97,6 +98,8 @@ int fq_cuda_memory_copy(struct fq_memory *memory, uint64_t offset, void *host, u
 uint64_t fq_cuda_weights_size(struct fq_backend *backend, const struct fq_matrix *matrix);
 int fq_cuda_weights_new(struct fq_backend *backend, const struct fq_matrix *matrix,
                         struct fq_weights **out, struct fq_error *err);
+int fq_cuda_weights_synthetic(struct fq_backend *backend, const struct fq_matrix *shape,
+                              uint64_t seed, struct fq_weights **out, struct fq_error *err);
 void fq_cuda_weights_free(struct fq_weights *weights);
 int fq_cuda_weights_export(struct fq_weights *weights, struct fq_weights_handle *handle,
                            struct fq_error *err);
@@ -112,6 +115,7 @@ void fq_cuda_slab_give(struct fq_cuda_backend *backend, struct fq_cuda_slab *sla
 /* gemm.c */
 int fq_cuda_stream_new(struct fq_backend *backend, struct fq_stream **out, struct fq_error *err);
 void fq_cuda_stream_free(struct fq_stream *stream);
+void *fq_cuda_stream_native(struct fq_stream *stream);
 int fq_cuda_gemm(struct fq_stream *stream, const struct fq_gemm *gemm, struct fq_error *err);
 
 /* ---- Launchers ------------------------------------------------------------------------------ */
@@ -182,6 +186,18 @@ cudaError_t fq_cuda_prepack_groups(const struct fq_cuda_matrix *matrix, int byte
                                    const struct fq_cuda_piece *piece, cudaStream_t stream);
 /* After the scales: fills the matrix's struct fq_cuda_meta, which is zero before. */
 cudaError_t fq_cuda_prepack_finish(const struct fq_cuda_matrix *matrix, cudaStream_t stream);
+/* Fills a piece, whose data is then written, of the matrix that a seed stands for: see synthetic.h.
+ */
+struct fq_cuda_synthetic {
+    uint64_t seed;
+    int k, bits;
+    int scale_bf16;
+    float base; /* fq_synthetic_base of the shape */
+};
+cudaError_t fq_cuda_synthetic_codes(const struct fq_cuda_synthetic *from,
+                                    const struct fq_cuda_piece *piece, cudaStream_t stream);
+cudaError_t fq_cuda_synthetic_groups(const struct fq_cuda_synthetic *from, int bytes,
+                                     const struct fq_cuda_piece *piece, cudaStream_t stream);
 /* The machine code that runs: 90 for sm_90. */
 cudaError_t fq_cuda_prepack_version(int *version);
 

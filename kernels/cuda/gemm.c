@@ -74,6 +74,10 @@ fail:
     return status;
 }
 
+void *fq_cuda_stream_native(struct fq_stream *stream) {
+    return ((struct fq_cuda_stream *)stream)->stream;
+}
+
 static int grow_scratch(struct fq_cuda_stream *stream, uint64_t bytes, struct fq_error *err) {
     void *memory;
     int status;

@@ -2,8 +2,8 @@
 /*
  * Weights of the CUDA backend: loading, which streams the canonical form
  * through two page-locked pieces and prepacks each on the device as it arrives,
- * and sharing the result with other processes.  Neither the whole canonical
- * form nor a dense one is ever in device memory.
+ * or has the device make it there, and sharing the result with other processes.
+ * Neither the whole canonical form nor a dense one is ever in device memory.
  */
 #include "cuda-impl.h"
 
@@ -101,10 +101,29 @@ struct part {
     uint64_t row_bytes;
     uint64_t unit_bytes; /* of the last unit of a row perhaps less */
     int64_t units;
-    int element; /* bytes of a scale or zero point; 0: codes */
+    int element;                               /* bytes of a scale or zero point; 0: codes */
+    const struct fq_cuda_synthetic *synthetic; /* the device makes it and data is NULL; or NULL */
 };
 
-/* Copies rows row0.. and units unit0.. through half `half` of the loader and packs them. */
+/* The piece is in host memory: queues its way into half `half` of the loader's device memory. */
+static int bring_piece(struct fq_cuda_backend *cuda, const struct part *part,
+                       const struct fq_cuda_piece *piece, int half, struct fq_error *err) {
+    struct fq_cuda_loader *loader = &cuda->loader;
+    uint64_t from = (uint64_t)piece->unit0 * part->unit_bytes, width = (uint64_t)piece->stride;
+    int status = fq_cuda_check(cudaEventSynchronize(loader->moved[half]), err, "load weights");
+
+    if (status < 0)
+        return status;
+    for (int row = 0; row < piece->rows; row++)
+        memcpy(loader->host[half] + row * width,
+               part->data + (uint64_t)(piece->row0 + row) * part->row_bytes + from, width);
+    return fq_cuda_check(cudaMemcpyAsync(loader->device[half], loader->host[half],
+                                         (uint64_t)piece->rows * width, cudaMemcpyHostToDevice,
+                                         cuda->copies),
+                         err, "load weights");
+}
+
+/* Gets rows row0.. and units unit0.. into half `half` of the loader and packs them. */
 static int load_piece(struct fq_cuda_backend *cuda, const struct fq_cuda_matrix *packed,
                       const struct part *part, struct fq_cuda_piece *piece, int half,
                       struct fq_error *err) {
@@ -115,18 +134,16 @@ static int load_piece(struct fq_cuda_backend *cuda, const struct fq_cuda_matrix 
 
     if (width > part->row_bytes - from)
         width = part->row_bytes - from;
-    status = fq_cuda_check(cudaEventSynchronize(loader->moved[half]), err, "load weights");
-    if (status < 0)
-        return status;
-    for (int row = 0; row < piece->rows; row++)
-        memcpy(loader->host[half] + row * width,
-               part->data + (uint64_t)(piece->row0 + row) * part->row_bytes + from, width);
     piece->data = loader->device[half];
     piece->stride = (int64_t)width;
-    status = fq_cuda_check(cudaMemcpyAsync(loader->device[half], loader->host[half],
-                                           (uint64_t)piece->rows * width, cudaMemcpyHostToDevice,
-                                           cuda->copies),
-                           err, "load weights");
+    if (!part->synthetic)
+        status = bring_piece(cuda, part, piece, half, err);
+    else
+        status = fq_cuda_check(
+            part->element
+                ? fq_cuda_synthetic_groups(part->synthetic, part->element, piece, cuda->copies)
+                : fq_cuda_synthetic_codes(part->synthetic, piece, cuda->copies),
+            err, "make synthetic weights");
     if (status < 0)
         return status;
     status = fq_cuda_check(part->element
@@ -168,14 +185,19 @@ static int load_part(struct fq_cuda_backend *cuda, const struct fq_cuda_matrix *
 
 /* The backend's lock is held: the loader serves one matrix at a time. */
 static int load(struct fq_cuda_backend *cuda, struct fq_cuda_weights *weights,
-                const struct fq_matrix *matrix, struct fq_error *err) {
+                const struct fq_matrix *matrix, const struct fq_cuda_synthetic *synthetic,
+                struct fq_error *err) {
     const struct fq_cuda_matrix *packed = &weights->matrix;
     uint64_t codes_bytes = (uint64_t)(packed->scales - packed->codes);
     int64_t groups = fq_matrix_groups(matrix);
-    struct part codes = {matrix->codes, (uint64_t)fq_matrix_row_bytes(matrix),
-                         (uint64_t)matrix->bits * FQ_CUDA_TILE / 8, packed->tiles, 0};
-    struct part scales = {matrix->scales, (uint64_t)groups * 2, 2, groups, 2};
-    struct part zeros = {matrix->zeros, (uint64_t)groups, 1, groups, 1};
+    struct part codes = {matrix->codes,
+                         (uint64_t)fq_matrix_row_bytes(matrix),
+                         (uint64_t)matrix->bits * FQ_CUDA_TILE / 8,
+                         packed->tiles,
+                         0,
+                         synthetic};
+    struct part scales = {matrix->scales, (uint64_t)groups * 2, 2, groups, 2, synthetic};
+    struct part zeros = {matrix->zeros, (uint64_t)groups, 1, groups, 1, synthetic};
     int status;
 
     status = prepare_loader(&cuda->loader, err);
@@ -200,8 +222,9 @@ static int load(struct fq_cuda_backend *cuda, struct fq_cuda_weights *weights,
     return fq_cuda_check(cudaStreamSynchronize(cuda->copies), err, "load weights");
 }
 
-int fq_cuda_weights_new(struct fq_backend *backend, const struct fq_matrix *matrix,
-                        struct fq_weights **out, struct fq_error *err) {
+static int make_weights(struct fq_backend *backend, const struct fq_matrix *matrix,
+                        const struct fq_cuda_synthetic *synthetic, struct fq_weights **out,
+                        struct fq_error *err) {
     struct fq_cuda_backend *cuda = (struct fq_cuda_backend *)backend;
     struct fq_cuda_weights *weights;
     struct parts parts;
@@ -230,7 +253,7 @@ int fq_cuda_weights_new(struct fq_backend *backend, const struct fq_matrix *matr
     if (status < 0)
         goto fail;
     place(weights, &parts);
-    status = load(cuda, weights, matrix, err);
+    status = load(cuda, weights, matrix, synthetic, err);
     if (status < 0)
         goto fail_slab;
     pthread_mutex_unlock(&cuda->lock);
@@ -242,6 +265,24 @@ fail:
     pthread_mutex_unlock(&cuda->lock);
     free(weights);
     return status;
+}
+
+int fq_cuda_weights_new(struct fq_backend *backend, const struct fq_matrix *matrix,
+                        struct fq_weights **out, struct fq_error *err) {
+    return make_weights(backend, matrix, NULL, out, err);
+}
+
+int fq_cuda_weights_synthetic(struct fq_backend *backend, const struct fq_matrix *shape,
+                              uint64_t seed, struct fq_weights **out, struct fq_error *err) {
+    struct fq_cuda_synthetic synthetic = {
+        .seed = seed,
+        .k = (int)shape->k,
+        .bits = shape->bits,
+        .scale_bf16 = shape->scale_type == FQ_BF16,
+        .base = fq_synthetic_base(shape),
+    };
+
+    return make_weights(backend, shape, &synthetic, out, err);
 }
 
 void fq_cuda_weights_free(struct fq_weights *base) {

@@ -38,6 +38,7 @@ sanitize() {
 }
 
 check backend bin/test-backend
+check synthetic bin/test-synthetic
 check conformance env FINEQUANT_TEST_ROUNDS=8 bin/test-conformance cuda
 check conformance-seed-2 env FINEQUANT_TEST_SEED=2 FINEQUANT_TEST_ROUNDS=8 bin/test-conformance cuda
 check ipc bin/test-ipc

@@ -20,8 +20,8 @@ mkdir -p "$stage/bin" "$stage/lib"
 
 # Programs, by their path in the build folder.  Libtool keeps a program that needs a shared library
 # of the tree in .libs.
-for program in kernels/test-conformance kernels/test-backend kernels/cuda/test-ipc \
-    bench/kernel-times; do
+for program in kernels/test-conformance kernels/test-backend kernels/test-synthetic \
+    kernels/cuda/test-ipc finequant-bench; do
     folder=$(dirname "$program") name=$(basename "$program")
     if [ -f "$build/$folder/.libs/$name" ]; then
         cp "$build/$folder/.libs/$name" "$stage/bin/"
@@ -33,7 +33,7 @@ cp "$build/finequantd" "$stage/bin/"
 mkdir -p "$stage/python"
 cp "$source"/tests/integration/*.py "$source/client/python/finequant.py" \
     "$source/tests/gpu/device-buffers.py" "$stage/python/"
-cp "$source/tests/gpu/run.sh" "$source/bench/kernel-table.py" "$stage/"
+cp "$source/tests/gpu/run.sh" "$source/bench/h200.sh" "$stage/"
 cp -L "$build/.libs/libfinequant.so.0" "$stage/lib/"
 
 # Everything they load but the C library, which the other machine's loader must match.

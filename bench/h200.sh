@@ -1,0 +1,77 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# Measures what bench/results/kernels-h200.csv and model-h200.csv hold, in a folder that
+# tests/gpu/stage.sh filled, on a machine with one H200:
+#
+#     h200.sh PART OUTPUT_FOLDER
+#
+# A part is decode, prefill, groups, curve, chain or model and takes about a minute; each writes
+# files of its own.  "h200.sh join OUTPUT_FOLDER" then makes the two tables of them.  CUBLAS names
+# the library where the loader does not find it.
+set -eu
+if [ $# -ne 2 ]; then
+    echo "usage: h200.sh decode|prefill|groups|curve|chain|model|join OUTPUT_FOLDER" >&2
+    exit 2
+fi
+mkdir -p "$2"
+part=$1
+out=$(cd "$2" && pwd)
+cd "$(dirname "$0")"
+LD_LIBRARY_PATH=$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH
+
+cublas=${CUBLAS:-}
+if [ -z "$cublas" ] && ! ldconfig -p 2>/dev/null | grep -q 'libcublas\.so\.1[23]'; then
+    cublas=$(find / -name 'libcublas.so.1[23]' -not -path '/proc/*' 2>/dev/null | head -n 1)
+fi
+
+# bench NAME COMMAND OPTION...: one table, cut off before a lease of ten minutes is
+bench() {
+    name=$1 command=$2
+    shift 2
+    timeout 480 bin/finequant-bench "$command" --backend=cuda --csv="$out/$name.csv" "$@" |
+        tee "$out/$name.txt"
+}
+
+kernel() {
+    name=$1
+    shift
+    bench "$name" kernel ${cublas:+"--cublas=$cublas"} "$@"
+}
+
+# OPT-175B, Llama-70B and the 8B class
+shapes=12288x12288,49152x12288,12288x49152,28672x8192,8192x28672,4096x4096,14336x4096
+
+case $part in
+decode) kernel kernels.decode --shape=$shapes --bits=4,8,3 --dtype=f16,bf16 --m=1,2,4,8,16,32,64 ;;
+prefill)
+    kernel kernels.prefill --shape=$shapes --bits=4,8,3 --dtype=f16,bf16 --m=128,256,1024,2048,4096
+    ;;
+groups)
+    kernel kernels.groups --shape=12288x12288 --bits=4,8,3 --group=64,16,32,128,256,channel \
+        --zero=no,yes --m=1,16,64,256,2048
+    ;;
+curve)
+    kernel kernels.curve --shape=12288x12288 --bits=4,8,3 \
+        --m=1,2,3,4,6,8,12,16,24,32,33,48,64,65,96,128,192,256,384,512,768,1024,1536,2048,3072,4096
+    ;;
+chain) bench model.chain model --arch=opt-175b --layers=1 --bits=4,8,3 --m=1,16 ;;
+model)
+    for arch in opt-13b llama-70b opt-66b opt-175b; do
+        bench "model.$arch" model --arch=$arch --m=1,8,32
+    done
+    ;;
+join)
+    for table in kernels model; do
+        grep -h '^#' "$out/$table".*.csv >"$out/$table-h200.csv.new"
+        grep -hv '^#' "$out/$table".*.csv | awk '!/^[a-z]+,/ || !seen[$0]++' \
+            >>"$out/$table-h200.csv.new"
+        mv "$out/$table-h200.csv.new" "$out/$table-h200.csv"
+    done
+    ;;
+*)
+    echo "h200.sh: no part '$part'" >&2
+    exit 2
+    ;;
+esac

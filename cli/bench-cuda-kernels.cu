@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The kernels of finequant-bench itself: the plain read, and filling with values. */
+#include "bench-cuda.h"
+
+#include "cuda/launch.cuh"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define THREADS 256
+#define BLOCKS_PER_SM                                                                              \
+    4 /* of 256 threads with 8 loads each: 128 KiB in flight on a multiprocessor */
+#define LOADS           8
+#define UNLIKELY_ANSWER 0x2545f491u
+
+/* Streams past L1; what L2 does with it is the hardware's choice, as for the weights of a GEMM. */
+static __device__ __forceinline__ uint4 load_once(const uint4 *from) {
+    uint4 value;
+
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from));
+    return value;
+}
+
+/* The whole grid steps through memory side by side; all loads of a step before their first use. */
+static __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+    read_all(const uint4 *from, int64_t count, unsigned *sink) {
+    int64_t step = (int64_t)gridDim.x * THREADS;
+    unsigned sum = 0;
+
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += LOADS * step) {
+        uint4 values[LOADS];
+
+#pragma unroll
+        for (int j = 0; j < LOADS; j++)
+            values[j] =
+                i + j * step < count ? load_once(from + i + j * step) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int j = 0; j < LOADS; j++)
+            sum ^= values[j].x ^ values[j].y ^ values[j].z ^ values[j].w;
+    }
+    if (sum == UNLIKELY_ANSWER)
+        *sink = sum;
+}
+
+static __device__ __forceinline__ void store(__half *to, float value) {
+    *to = __float2half_rn(value);
+}
+
+static __device__ __forceinline__ void store(__nv_bfloat16 *to, float value) {
+    *to = __float2bfloat16_rn(value);
+}
+
+template <class T>
+static __global__ void fill(T *to, int64_t rows, int64_t columns, int bits, uint64_t seed,
+                            float scale) {
+    int64_t step = (int64_t)gridDim.x * blockDim.x;
+
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * columns; i += step)
+        store(to + i, scale * bench_value(seed, i / columns, i % columns, bits));
+}
+
+/* Multiprocessors of the current device, times `each`. */
+static cudaError_t blocks_of_device(int each, unsigned *blocks) {
+    int device, processors = 0;
+    cudaError_t error = cudaGetDevice(&device);
+
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    *blocks = (unsigned)(processors * each);
+    return error;
+}
+
+cudaError_t bench_cuda_read(const void *from, uint64_t bytes, unsigned *sink, cudaStream_t stream) {
+    unsigned blocks;
+    cudaError_t error = blocks_of_device(BLOCKS_PER_SM, &blocks);
+
+    if (error != cudaSuccess)
+        return error;
+    return launch(read_all, dim3(blocks), THREADS, 0, stream, (const uint4 *)from,
+                  (int64_t)(bytes / sizeof(uint4)), sink);
+}
+
+cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dtype dtype,
+                            uint64_t seed, float scale, cudaStream_t stream) {
+    int bits = BENCH_VALUE_BITS(dtype);
+    unsigned blocks;
+    cudaError_t error = blocks_of_device(8, &blocks);
+
+    if (error != cudaSuccess)
+        return error;
+    if (dtype == FQ_BF16)
+        return launch(fill<__nv_bfloat16>, dim3(blocks), THREADS, 0, stream, (__nv_bfloat16 *)to,
+                      rows, columns, bits, seed, scale);
+    return launch(fill<__half>, dim3(blocks), THREADS, 0, stream, (__half *)to, rows, columns, bits,
+                  seed, scale);
+}

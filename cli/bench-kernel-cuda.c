@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * finequant-bench kernel --backend cuda: ours, the plain read of exactly the
+ * bytes that ours must move (weights as prepacked, X and Y once), and cuBLAS on
+ * the dense matrix of X's type.  Each is a CUDA graph of calls that go round
+ * copies of 512 MiB or more, and the three are replayed in turns.
+ *
+ * Everything is made on the GPU.  The values are hashes of their places, so the
+ * host can work out in float64 what any element of Y must be.
+ *
+ * Loops, outermost first: shape and dtype (X, Y and dense copies), then bits,
+ * group and zero points (weights), then m.  cuBLAS knows of the outer loop and m
+ * alone, so it is measured with the first weights and its time kept for the rest.
+ */
+#ifdef HAVE_CONFIG_H
+#include <config.h>
+#endif
+
+#include "backend.h"
+#include "bench-cuda.h"
+#include "bench-kernel.h"
+#include "half.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define CHECK_ROWS 4  /* rows of Y that are compared with float64, */
+#define CHECK_COLS 64 /* and columns */
+#define WARM_READS 8  /* of the whole buffer, before the first measurement */
+
+enum {
+    SEED_WEIGHTS = 1,
+    SEED_X,
+    SEED_DENSE,
+    SEED_BUFFER
+};
+
+/* What lives through the whole table. */
+struct bench {
+    const struct bench_kernel_table *table;
+    FILE *csv; /* or NULL */
+    struct fq_backend *backend;
+    struct fq_stream *stream;
+    cudaStream_t native;         /* borrowed from stream */
+    struct bench_cublas *cublas; /* NULL: not there */
+    struct fq_memory *sink;
+    struct fq_memory *buffer; /* what the plain read reads; grows */
+};
+
+/* One shape and dtype. */
+struct operands {
+    int64_t n, k, m_max;
+    enum fq_dtype dtype;
+    struct fq_memory *x, *y; /* [m_max][k], [m_max][n] */
+    struct fq_memory *dense; /* [dense_count][n][k], NULL without cuBLAS */
+    struct fq_memory *dense_y;
+    int dense_count;
+    double cublas_us[BENCH_LIST_MAX]; /* by the index of m; 0: not measured yet */
+};
+
+/* One quantized matrix of that shape. */
+struct subject {
+    struct fq_matrix matrix; /* its shape: no data */
+    struct fq_weights **copies;
+    int copy_count;
+    uint64_t bytes;              /* of a copy */
+    double *check_w;             /* [CHECK_COLS][k]: some rows of W */
+    int64_t check_n[CHECK_COLS]; /* which */
+    int check_count;
+};
+
+/* What a graph's calls need to know. */
+struct call {
+    const struct bench *bench;
+    const struct operands *operands;
+    const struct subject *subject;
+    struct fq_gemm gemm;
+};
+
+/* ---- Contenders ----------------------------------------------------------------------------- */
+
+static int queue_ours(void *context, int number, struct fq_error *err) {
+    struct call *call = context;
+
+    call->gemm.weights = call->subject->copies[number % call->subject->copy_count];
+    return fq_gemm(call->bench->stream, &call->gemm, err);
+}
+
+static int queue_cublas(void *context, int number, struct fq_error *err) {
+    struct call *call = context;
+    const struct operands *operands = call->operands;
+    uint64_t bytes = (uint64_t)(operands->n * operands->k) * 2;
+    const uint8_t *w = fq_memory_address(operands->dense);
+
+    return bench_cublas_gemm(call->bench->cublas, operands->dtype, call->gemm.m, operands->n,
+                             operands->k, call->gemm.x,
+                             w + (uint64_t)(number % operands->dense_count) * bytes,
+                             fq_memory_address(operands->dense_y), err);
+}
+
+/* A reader of `bytes` and room for it to go round; the buffer may move. */
+static int make_reader(struct bench *bench, uint64_t bytes, struct bench_reader *reader,
+                       struct fq_error *err) {
+    uint64_t stride = (bytes + 255) / 256 * 256;
+    int rotation = bench_kernel_copies(stride), status = 0;
+    uint64_t wanted = stride * (uint64_t)rotation;
+
+    if (!bench->buffer || fq_memory_bytes(bench->buffer) < wanted) {
+        fq_memory_free(bench->buffer);
+        status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, wanted, &bench->buffer, err);
+        if (status == 0)
+            status = bench_cuda_check(bench_cuda_fill(fq_memory_address(bench->buffer), 1,
+                                                      (int64_t)(wanted / 2), FQ_F16, SEED_BUFFER, 1,
+                                                      bench->native),
+                                      "fill the memory to read", err);
+    }
+    if (status)
+        return status;
+    *reader = (struct bench_reader){
+        .buffer = fq_memory_address(bench->buffer),
+        .bytes = (bytes + 15) / 16 * 16,
+        .stride = stride,
+        .rotation = rotation,
+        .sink = fq_memory_address(bench->sink),
+        .stream = bench->native,
+    };
+    return 0;
+}
+
+/* ---- Checking ------------------------------------------------------------------------------- */
+
+/* Rows of W, evenly spread, in float64. */
+static int make_check(struct subject *subject, struct fq_error *err) {
+    int64_t n = subject->matrix.n, k = subject->matrix.k;
+    int status = 0;
+
+    subject->check_count = n < CHECK_COLS ? (int)n : CHECK_COLS;
+    subject->check_w = malloc((size_t)(subject->check_count * k) * sizeof *subject->check_w);
+    if (!subject->check_w)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for %d rows of weights", subject->check_count);
+    for (int i = 0; i < subject->check_count && status == 0; i++) {
+        struct fq_matrix *row;
+
+        subject->check_n[i] = i * n / subject->check_count;
+        status =
+            fq_synthetic_new(&subject->matrix, SEED_WEIGHTS, subject->check_n[i], 1, &row, err);
+        if (status == 0)
+            fq_matrix_dequantize_row(row, 0, subject->check_w + i * k);
+        fq_synthetic_free(row);
+    }
+    return status;
+}
+
+/* Row m of Y against float64: adds to the squares of the difference and of what it should be. */
+static int check_row(const struct operands *operands, const struct subject *subject, int64_t m,
+                     float *x, void *y, double *difference, double *norm, struct fq_error *err) {
+    uint64_t row_bytes = (uint64_t)operands->n * 2;
+    int bits = BENCH_VALUE_BITS(operands->dtype);
+    int status = fq_memory_read(operands->y, (uint64_t)m * row_bytes, y, row_bytes, err);
+
+    for (int64_t k = 0; k < operands->k; k++)
+        x[k] = bench_value(SEED_X, m, k, bits);
+    for (int i = 0; i < subject->check_count; i++) {
+        const double *w = subject->check_w + i * operands->k;
+        double sum = 0;
+
+        for (int64_t k = 0; k < operands->k; k++)
+            sum += (double)x[k] * w[k];
+        double off = (double)fq_load(y, (int)operands->dtype, (size_t)subject->check_n[i]) - sum;
+        *difference += off * off;
+        *norm += sum * sum;
+    }
+    return status;
+}
+
+/* ‖y − ref‖ / ‖ref‖ over some of what the graphs left in Y. */
+static int measure_error(const struct operands *operands, const struct subject *subject, int64_t m,
+                         double *error, struct fq_error *err) {
+    int64_t step = (m + CHECK_ROWS - 1) / CHECK_ROWS;
+    float *x = malloc((size_t)operands->k * sizeof *x);
+    void *y = malloc((size_t)operands->n * 2);
+    double difference = 0, norm = 0;
+    int status = 0;
+
+    if (!x || !y)
+        status = fq_fail(err, FQ_NO_MEMORY, "no memory for a row of %lld results",
+                         (long long)operands->n);
+    for (int64_t row = m - 1; row >= 0 && status == 0; row -= step)
+        status = check_row(operands, subject, row, x, y, &difference, &norm, err);
+    *error = sqrt(difference / norm);
+    free(y);
+    free(x);
+    return status;
+}
+
+/* ---- A row of the table ---------------------------------------------------------------------- */
+
+static void print_heading(const struct bench *bench, const char *cublas) {
+    struct fq_device_info device = {0};
+
+    (void)fq_backend_info(bench->backend, &device, NULL);
+    printf("%s: %s, %s; %s\n", device.backend, device.name, device.kernels, cublas);
+    printf("read: read_us / us.  cublas: cublas_us / us.\n");
+    printf("%4s %7s %4s %5s %6s %6s %6s %10s %10s %5s %10s %6s %9s\n", "bits", "group", "zero",
+           "dtype", "n", "k", "m", "us", "read_us", "read", "cublas_us", "cublas", "error");
+    if (!bench->csv)
+        return;
+    fprintf(bench->csv, "# %s, %s: ", device.name, cublas);
+    bench_print_command(bench->csv);
+    fputs("\nbits,group,zero,dtype,n,k,m,us,read_us,cublas_us,err\n", bench->csv);
+}
+
+static void print_row(FILE *csv, const struct subject *subject, enum fq_dtype dtype, int64_t m,
+                      const double *us, double error) {
+    const struct fq_matrix *matrix = &subject->matrix;
+    const char *type = fq_dtype_name((int)dtype);
+    char group[24] = "channel";
+
+    if (matrix->group != matrix->k)
+        snprintf(group, sizeof group, "%lld", (long long)matrix->group);
+    printf("%4d %7s %4s %5s %6lld %6lld %6lld", matrix->bits, group, matrix->zeros ? "yes" : "no",
+           type, (long long)matrix->n, (long long)matrix->k, (long long)m);
+    bench_print_cell(stdout, 10, 2, us[0]);
+    bench_print_cell(stdout, 10, 2, us[1]);
+    bench_print_cell(stdout, 5, 2, us[1] / us[0]);
+    bench_print_cell(stdout, 10, 2, us[2]);
+    bench_print_cell(stdout, 6, 2, us[2] / us[0]);
+    printf(" %9.1e\n", error);
+    fflush(stdout);
+    if (!csv)
+        return;
+    fprintf(csv, "%d,%s,%d,%s,%lld,%lld,%lld", matrix->bits, group, matrix->zeros != NULL, type,
+            (long long)matrix->n, (long long)matrix->k, (long long)m);
+    for (int i = 0; i < 3; i++)
+        bench_print_field(csv, us[i]);
+    bench_print_field(csv, error);
+    fputc('\n', csv);
+    fflush(csv); /* a run that is cut off keeps its rows */
+}
+
+static int measure(struct bench *bench, struct operands *operands, const struct subject *subject,
+                   int m_index, struct fq_error *err) {
+    int64_t m = bench->table->rows.values[m_index];
+    struct call call = {bench,
+                        operands,
+                        subject,
+                        {.type = operands->dtype,
+                         .m = m,
+                         .x = fq_memory_address(operands->x),
+                         .y = fq_memory_address(operands->y),
+                         .x_stride = operands->k,
+                         .y_stride = operands->n}};
+    struct bench_reader reader;
+    struct bench_contender contenders[] = {
+        {.queue = queue_ours, .context = &call, .rotation = subject->copy_count},
+        {.queue = bench_reader_queue, .context = &reader},
+        {.queue = queue_cublas, .context = &call, .rotation = operands->dense_count},
+    };
+    double *known = &operands->cublas_us[m_index], us[3] = {NAN, NAN, NAN}, error;
+    int count = bench->cublas && *known == 0 ? 3 : 2;
+    uint64_t moved = subject->bytes + (uint64_t)(m * (operands->n + operands->k)) * 2;
+    int status = make_reader(bench, moved, &reader, err);
+
+    if (status)
+        return status;
+    contenders[1].rotation = reader.rotation;
+    for (int i = 0; i < count && status == 0; i++)
+        status = bench_contender_capture(&contenders[i], bench->native, err);
+    if (status == 0) /* NaN: what is checked below, the graphs must have written */
+        status = bench_cuda_check(cudaMemsetAsync(fq_memory_address(operands->y), 0xff,
+                                                  (size_t)(m * operands->n) * 2, bench->native),
+                                  "clear Y", err);
+    if (status == 0)
+        status = bench_contenders_time(contenders, count, bench->native, us, err);
+    if (status == 0)
+        status = measure_error(operands, subject, m, &error, err);
+    if (status == 0) {
+        if (count == 3)
+            *known = us[2];
+        us[2] = *known == 0 ? NAN : *known;
+        print_row(bench->csv, subject, operands->dtype, m, us, error);
+    }
+    for (int i = 0; i < count; i++)
+        bench_contender_fini(&contenders[i]);
+    return status;
+}
+
+/* ---- A matrix -------------------------------------------------------------------------------- */
+
+static void subject_fini(struct subject *subject) {
+    for (int i = 0; i < subject->copy_count; i++)
+        fq_weights_free(subject->copies[i]);
+    free(subject->copies);
+    free(subject->check_w);
+}
+
+static int subject_init(struct subject *subject, struct bench *bench,
+                        const struct operands *operands, int bits, int64_t group, bool zero,
+                        struct fq_error *err) {
+    static const uint8_t with_zeros;
+    struct fq_matrix *matrix = &subject->matrix;
+
+    *subject = (struct subject){0};
+    *matrix = (struct fq_matrix){.n = operands->n,
+                                 .k = operands->k,
+                                 .bits = bits,
+                                 .group = group ? group : operands->k,
+                                 .scale_type = operands->dtype,
+                                 .zeros = zero ? &with_zeros : NULL};
+    int status = fq_matrix_check(matrix, err);
+    if (status)
+        return status;
+    subject->bytes = fq_weights_size(bench->backend, matrix);
+    int wanted = bench_kernel_copies(subject->bytes);
+    subject->copies = calloc((size_t)wanted, sizeof *subject->copies);
+    if (!subject->copies)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for %d copies", wanted);
+    while (subject->copy_count < wanted && status == 0) {
+        status = fq_weights_synthetic(bench->backend, matrix, SEED_WEIGHTS,
+                                      &subject->copies[subject->copy_count], err);
+        subject->copy_count += status == 0;
+    }
+    if (status == 0)
+        status = make_check(subject, err);
+    return status;
+}
+
+static int measure_matrix(struct bench *bench, struct operands *operands, int bits, int64_t group,
+                          bool zero, struct fq_error *err) {
+    struct subject subject;
+    int status = subject_init(&subject, bench, operands, bits, group, zero, err);
+
+    for (int i = 0; i < bench->table->rows.count && status == 0; i++)
+        status = measure(bench, operands, &subject, i, err);
+    subject_fini(&subject);
+    return status;
+}
+
+/* ---- A shape and dtype ----------------------------------------------------------------------- */
+
+static void operands_fini(struct operands *operands) {
+    fq_memory_free(operands->dense_y);
+    fq_memory_free(operands->dense);
+    fq_memory_free(operands->y);
+    fq_memory_free(operands->x);
+}
+
+static int make_dense(struct bench *bench, struct operands *operands, struct fq_error *err) {
+    int64_t n = operands->n, k = operands->k;
+    uint64_t bytes = (uint64_t)(n * k) * 2;
+    int status;
+
+    operands->dense_count = bench_kernel_copies(bytes);
+    status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE,
+                           bytes * (uint64_t)operands->dense_count, &operands->dense, err);
+    if (status == 0)
+        status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE,
+                               (uint64_t)(operands->m_max * n) * 2, &operands->dense_y, err);
+    if (status == 0)
+        status = bench_cuda_check(bench_cuda_fill(fq_memory_address(operands->dense),
+                                                  operands->dense_count * n, k, operands->dtype,
+                                                  SEED_DENSE, 1 / sqrtf((float)k), bench->native),
+                                  "fill dense matrices", err);
+    return status;
+}
+
+static int operands_init(struct operands *operands, struct bench *bench,
+                         const struct bench_shape *shape, enum fq_dtype dtype,
+                         struct fq_error *err) {
+    const struct bench_list *rows = &bench->table->rows;
+
+    *operands = (struct operands){.n = shape->n, .k = shape->k, .dtype = dtype};
+    for (int i = 0; i < rows->count; i++)
+        if (rows->values[i] > operands->m_max)
+            operands->m_max = rows->values[i];
+    uint64_t x_bytes = (uint64_t)(operands->m_max * shape->k) * 2;
+    uint64_t y_bytes = (uint64_t)(operands->m_max * shape->n) * 2;
+    int status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, x_bytes, &operands->x, err);
+    if (status == 0)
+        status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, y_bytes, &operands->y, err);
+    if (status == 0)
+        status = bench_cuda_check(bench_cuda_fill(fq_memory_address(operands->x), operands->m_max,
+                                                  shape->k, dtype, SEED_X, 1, bench->native),
+                                  "fill X", err);
+    if (status == 0 && bench->cublas)
+        status = make_dense(bench, operands, err);
+    return status;
+}
+
+/* Every matrix of one shape and dtype: all bits, groups and zero points. */
+static int measure_operands(struct bench *bench, const struct bench_shape *shape,
+                            enum fq_dtype dtype, struct fq_error *err) {
+    const struct bench_kernel_table *table = bench->table;
+    struct operands operands;
+    int status = operands_init(&operands, bench, shape, dtype, err);
+
+    for (int b = 0; b < table->bits.count; b++)
+        for (int g = 0; g < table->groups.count; g++)
+            for (int z = 0; z < table->zeros.count && status == 0; z++)
+                status = measure_matrix(bench, &operands, (int)table->bits.values[b],
+                                        table->groups.values[g], table->zeros.values[z], err);
+    operands_fini(&operands);
+    return status;
+}
+
+/* ---- The table ------------------------------------------------------------------------------- */
+
+static void bench_fini(struct bench *bench) {
+    bench_cublas_free(bench->cublas);
+    fq_memory_free(bench->buffer);
+    fq_memory_free(bench->sink);
+    fq_stream_free(bench->stream);
+    fq_backend_free(bench->backend);
+}
+
+static int bench_init(struct bench *bench, struct fq_error *err) {
+    char cublas[64];
+    struct bench_reader reader;
+    int status = fq_backend_new("cuda", NULL, &bench->backend, err);
+
+    if (status == 0)
+        status = fq_stream_new(bench->backend, &bench->stream, err);
+    if (status)
+        return status;
+    bench->native = fq_stream_native(bench->stream);
+    status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, sizeof(unsigned), &bench->sink, err);
+    if (status == 0)
+        status = bench_cublas_new(bench->table->cublas, bench->native, &bench->cublas, cublas, err);
+    if (status == 0) /* brings the clocks up */
+        status = make_reader(bench, (uint64_t)bench->table->rotate_mib << 20, &reader, err);
+    for (int i = 0; i < WARM_READS * reader.rotation && status == 0; i++)
+        status = bench_reader_queue(&reader, i, err);
+    if (status == 0)
+        print_heading(bench, cublas);
+    return status;
+}
+
+static int check_dtypes(const struct bench_kernel_table *table, struct fq_error *err) {
+    for (int i = 0; i < table->dtypes.count; i++)
+        if (table->dtypes.values[i] == FQ_F32)
+            return fq_fail(err, FQ_UNSUPPORTED,
+                           "--dtype is 'f32', the cuda backend has f16 and bf16");
+    return 0;
+}
+
+int bench_kernel_cuda(const struct bench_kernel_table *table, FILE *csv, struct fq_error *err) {
+    struct bench bench = {.table = table, .csv = csv};
+    int status = check_dtypes(table, err);
+
+    if (status == 0)
+        status = bench_init(&bench, err);
+    for (int s = 0; s < table->shapes.count; s++)
+        for (int t = 0; t < table->dtypes.count && status == 0; t++)
+            status = measure_operands(&bench, &table->shapes.values[s],
+                                      (enum fq_dtype)table->dtypes.values[t], err);
+    bench_fini(&bench);
+    return status;
+}
