@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 noinst_LTLIBRARIES += libfqmodel.la
-libfqmodel_la_SOURCES = model/checkpoint.c model/checkpoint.h model/compressed-tensors.c \
-	model/compressed-tensors.h model/compressed-tensors-config.c model/directory.c \
-	model/directory.h model/output-directory.c model/output-directory.h model/quantize-checkpoint.c \
+libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
+	model/compressed-tensors.c model/compressed-tensors.h model/compressed-tensors-config.c \
+	model/directory.c model/directory.h model/gguf.c model/gguf.h model/gguf-blocks.c \
+	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
+	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
 	model/quantize-checkpoint.h model/quantize.c model/quantize.h model/safetensors.c \
-	model/safetensors.h model/safetensors-writer.c
+	model/safetensors.h model/safetensors-writer.c model/shards.c model/shards.h
 libfqmodel_la_CPPFLAGS = $(AM_CPPFLAGS) $(JANSSON_CFLAGS) $(PCRE2_CFLAGS)
 libfqmodel_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS)
@@ -27,14 +29,3 @@ model_test_checkpoint_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
 dist_check_SCRIPTS += tests/python/test-quantize.py
 TESTS += tests/python/test-quantize.py
-
-# The reader under libFuzzer: make fuzz FUZZ_CC=clang && ./fuzz-safetensors -max_total_time=60
-FUZZ_CC = clang
-fuzz_inputs = tests/fuzz/fuzz-safetensors.c model/safetensors.c base/error.c
-EXTRA_DIST += tests/fuzz/fuzz-safetensors.c
-CLEANFILES += fuzz-safetensors
-.PHONY: fuzz
-fuzz:
-	cd $(srcdir) && $(FUZZ_CC) -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined \
-		-D_GNU_SOURCE -Ibase -Ikernels -Imodel $(JANSSON_CFLAGS) $(fuzz_inputs) \
-		$(JANSSON_LIBS) -o $(abs_builddir)/fuzz-safetensors
