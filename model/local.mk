@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 noinst_LTLIBRARIES += libfqmodel.la
 libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
-	model/compressed-tensors.c model/compressed-tensors.h model/compressed-tensors-config.c \
+	model/checkpoint-writer.c model/checkpoint-writer.h model/compressed-tensors.c \
+	model/compressed-tensors.h model/compressed-tensors-config.c model/compressed-tensors-output.c \
+	model/compressed-tensors-output.h model/convert-checkpoint.c model/convert-checkpoint.h \
 	model/directory.c model/directory.h model/gguf.c model/gguf.h model/gguf-blocks.c \
 	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
 	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
@@ -27,5 +29,5 @@ model_test_checkpoint_SOURCES = model/test-checkpoint.c
 model_test_checkpoint_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 model_test_checkpoint_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
-dist_check_SCRIPTS += tests/python/test-quantize.py
-TESTS += tests/python/test-quantize.py
+dist_check_SCRIPTS += tests/python/test-quantize.py tests/python/test-convert.py
+TESTS += tests/python/test-quantize.py tests/python/test-convert.py

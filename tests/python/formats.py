@@ -7,6 +7,7 @@ tensors of one format, or into blocks of GGUF.  Bits are put in streams as bits,
 no index arithmetic is shared with the readers.
 """
 import json
+import os
 import struct
 
 import numpy as np
@@ -152,3 +153,66 @@ def gguf(metadata, tensors, alignment=32, version=3):
         head += struct.pack("<IQ", GGUF_TYPES.get(kind, kind), len(data))
         data += raw + bytes(-len(raw) % alignment)
     return head + bytes(-len(head) % alignment) + data
+
+
+# ---- Reading back --------------------------------------------------------------------------
+
+
+def read_safetensors(path):
+    """{name: array} of one file; BF16 comes as uint16."""
+    with open(path, "rb") as file:
+        raw = file.read()
+    size, = struct.unpack_from("<Q", raw)
+    dtypes = {name: dtype for dtype, name in SAFETENSORS_TYPES.items()}
+    out = {}
+    for name, entry in json.loads(raw[8:8 + size]).items():
+        if name != "__metadata__":
+            begin, end = (8 + size + offset for offset in entry["data_offsets"])
+            out[name] = np.frombuffer(raw[begin:end], dtypes[entry["dtype"]]).reshape(entry["shape"])
+    return out
+
+
+def read_checkpoint(path):
+    """(config.json, {name: array}) of a directory, sharded or not."""
+    with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    index = os.path.join(path, "model.safetensors.index.json")
+    if not os.path.exists(index):
+        return config, read_safetensors(os.path.join(path, "model.safetensors"))
+    with open(index, encoding="ascii") as file:
+        weight_map = json.load(file)["weight_map"]
+    tensors = {}
+    for shard in sorted(set(weight_map.values())):
+        part = read_safetensors(os.path.join(path, shard))
+        assert all(weight_map[name] == shard for name in part)
+        tensors.update(part)
+    assert sorted(tensors) == sorted(weight_map)
+    return config, tensors
+
+
+def unstream(words, count, bits):
+    """The reverse of stream()."""
+    raw = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
+    return raw[:, :count * bits].reshape(len(words), count, bits) @ (1 << np.arange(bits))
+
+
+def scheme_of(config, module):
+    """What a quantization_config says of a module: names go before the class."""
+    groups = config["quantization_config"]["config_groups"].values()
+    found = [g["weights"] for target in (module, "Linear") for g in groups if target in g["targets"]]
+    return found[0]
+
+
+def dequantize(config, tensors, module):
+    """float64 weights of one compressed-tensors module in the dense packing."""
+    scheme = scheme_of(config, module)
+    bits = scheme["num_bits"]
+    n, k = tensors[f"{module}.weight_shape"]
+    scales = tensors[f"{module}.weight_scale"]
+    codes = unstream(tensors[f"{module}.weight_packed"], k, bits)
+    zeros = np.full(scales.shape, 1 << bits - 1)
+    if not scheme["symmetric"]:
+        packed = tensors[f"{module}.weight_zero_point"]
+        zeros = unstream(np.ascontiguousarray(packed.T), n, bits).T
+    column = np.arange(k) // (scheme["group_size"] if scheme["strategy"] == "group" else k)
+    return (codes - zeros[:, column]) * scales.astype(np.float64)[:, column]
