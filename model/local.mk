@@ -29,5 +29,7 @@ model_test_checkpoint_SOURCES = model/test-checkpoint.c
 model_test_checkpoint_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 model_test_checkpoint_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
-dist_check_SCRIPTS += tests/python/test-quantize.py tests/python/test-convert.py
-TESTS += tests/python/test-quantize.py tests/python/test-convert.py
+PACKING_TESTS = tests/python/test-quantize.py tests/python/test-convert.py \
+	tests/python/test-compressed-tensors.py tests/python/test-gguf.py
+dist_check_SCRIPTS += $(PACKING_TESTS)
+TESTS += $(PACKING_TESTS)
