@@ -107,6 +107,7 @@ static int read_scheme(const json_t *group, struct fq_ct_scheme *scheme, struct 
     const json_t *bits = json_object_get(weights, "num_bits");
     const json_t *symmetric = json_object_get(weights, "symmetric");
     const char *type = text_of(weights, "type"), *format = text_of(group, "format");
+    json_int_t value = json_integer_value(bits);
 
     if (!json_is_object(weights))
         return fq_fail(err, FQ_FORMAT, "weights is missing or not an object");
@@ -117,11 +118,10 @@ static int read_scheme(const json_t *group, struct fq_ct_scheme *scheme, struct 
         return fq_fail(err, FQ_UNSUPPORTED, "quantized activations are not served");
     if (type && strcmp(type, "int") != 0)
         return fq_fail(err, FQ_UNSUPPORTED, "type '%.40s', served is int", type);
-    scheme->bits = (int)json_integer_value(bits);
-    if (!json_is_integer(bits) ||
-        (json_integer_value(bits) != 8 && scheme->bits != 4 && scheme->bits != 3))
+    if (!json_is_integer(bits) || (value != 8 && value != 4 && value != 3))
         return fq_fail(err, FQ_UNSUPPORTED, "num_bits %lld, served are 8, 4 and 3",
-                       (long long)json_integer_value(bits));
+                       (long long)value);
+    scheme->bits = (int)value;
     if (symmetric && !json_is_boolean(symmetric))
         return fq_fail(err, FQ_FORMAT, "symmetric is not true or false");
     scheme->symmetric = !symmetric || json_is_true(symmetric);

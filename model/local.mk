@@ -16,7 +16,7 @@ libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS
 MODEL_LIBS = libfqmodel.la $(OPENMP_CFLAGS)
 
 if HAVE_CMOCKA
-MODEL_TESTS = model/test-safetensors model/test-quantize model/test-checkpoint
+MODEL_TESTS = model/test-safetensors model/test-quantize model/test-checkpoint model/test-gguf
 check_PROGRAMS += $(MODEL_TESTS)
 TESTS += $(MODEL_TESTS)
 model_test_safetensors_SOURCES = model/test-safetensors.c
@@ -28,8 +28,12 @@ model_test_quantize_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 model_test_checkpoint_SOURCES = model/test-checkpoint.c
 model_test_checkpoint_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 model_test_checkpoint_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
+model_test_gguf_SOURCES = model/test-gguf.c
+model_test_gguf_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+model_test_gguf_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
 PACKING_TESTS = tests/python/test-quantize.py tests/python/test-convert.py \
+	tests/python/test-malformed.py \
 	tests/python/test-compressed-tensors.py tests/python/test-gguf.py
 dist_check_SCRIPTS += $(PACKING_TESTS)
 TESTS += $(PACKING_TESTS)
