@@ -16,6 +16,7 @@
 
 static const struct quantize_command *const commands[] = {
     &quantize_checkpoint, /* the first runs where none is named */
+    &quantize_convert,
     &quantize_inspect,
 };
 

@@ -34,7 +34,7 @@ struct quantize_command {
     int (*run)(char **arguments, struct fq_error *err);
 };
 
-extern const struct quantize_command quantize_checkpoint, quantize_inspect;
+extern const struct quantize_command quantize_checkpoint, quantize_convert, quantize_inspect;
 
 /* ---- Parsers (quantize-options.c) -------------------------------------------------------- */
 

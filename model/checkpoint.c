@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The checkpoint directory: finds the shards, merges their tensors into one
- * sorted table, and picks out the linear layers.  What the bytes of a quantized
- * layer mean is compressed-tensors.c's; how a dense one is rounded, quantize.c's.
+ * The checkpoint: opens the files, finds out which layout they have, merges
+ * their tensors into one sorted table, and picks out the linear layers.  What the
+ * bytes of a quantized layer mean is its layout's; how a dense one is rounded,
+ * quantize.c's.
  */
 #include "checkpoint.h"
 
-#include "compressed-tensors.h"
 #include "directory.h"
+#include "gguf.h"
 #include "half.h"
+#include "disk-layout.h"
 #include "quantize.h"
-#include "safetensors.h"
+#include "shards.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,26 +21,32 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* A linear layer and the tensors it is made of. */
 struct layer {
     struct fq_checkpoint_matrix public;
-    struct fq_ct_parts parts;                  /* of a quantized one */
-    const struct fq_checkpoint_tensor *weight; /* of a dense one, else NULL */
-    const struct fq_checkpoint_tensor *bias;   /* or NULL */
-    char *name;                                /* public.name */
+    const struct fq_checkpoint_tensor *parts[FQ_LAYOUT_PARTS]; /* of a quantized one */
+    const struct fq_checkpoint_tensor *weight;                 /* of a dense one, else NULL */
+    const struct fq_checkpoint_tensor *bias;                   /* or NULL */
+    char *name;                                                /* public.name */
 };
 
 struct fq_checkpoint {
-    struct fq_safetensors **shards;
-    size_t shard_count;
-    struct fq_checkpoint_tensor *tensors; /* copies, sorted by name; names are the shards' */
+    struct fq_shards shards; /* of a directory */
+    struct fq_gguf *gguf;    /* of a file, else NULL */
+    const void *map;         /* of the file, NULL where its bytes are the caller's */
+    size_t map_bytes;
+    struct fq_checkpoint_tensor *tensors; /* copies, sorted by name; names are the files' */
+    size_t *owners;                       /* for each tensor, its layer or SIZE_MAX */
     size_t tensor_count;
     struct layer *layers; /* sorted by name */
     size_t layer_count;
-    struct fq_ct_config *config; /* NULL where config.json has no quantization_config */
-    bool conv1d;                 /* GPT-2's Conv1D layers store [K, N] */
+    json_t *json;                       /* config.json or NULL */
+    const struct fq_layout_ops *layout; /* NULL where nothing says that it is quantized */
+    void *config;                       /* the layout's */
+    bool conv1d;                        /* GPT-2's Conv1D layers store [K, N] */
     int dense_bits;
     int64_t dense_group;
 };
@@ -55,71 +63,24 @@ static int by_layer_name(const void *left, const void *right) {
     return strcmp(a->name, b->name);
 }
 
-/* ---- shards ------------------------------------------------------------------------------- */
+/* ---- tensors ------------------------------------------------------------------------------ */
 
-static int open_shard(struct fq_checkpoint *checkpoint, int dirfd, const char *name,
-                      struct fq_error *err) {
-    struct fq_safetensors **shards;
-    int rc;
-
-    for (size_t i = 0; i < checkpoint->shard_count; i++)
-        if (strcmp(checkpoint->shards[i]->name, name) == 0)
-            return 0;
-    shards = realloc(checkpoint->shards, (checkpoint->shard_count + 1) * sizeof *shards);
-    if (!shards)
-        return fq_fail(err, FQ_NO_MEMORY, "%s: no memory to open it", name);
-    checkpoint->shards = shards;
-    rc = fq_safetensors_new(dirfd, name, &shards[checkpoint->shard_count], err);
-    if (rc == 0)
-        checkpoint->shard_count++;
-    return rc;
-}
-
-static int open_indexed(struct fq_checkpoint *checkpoint, int dirfd, const json_t *index,
-                        struct fq_error *err) {
-    json_t *map = json_object_get(index, "weight_map"), *shard;
-    const char *tensor, *previous = NULL;
-
-    if (!json_is_object(map))
-        return fq_fail(err, FQ_FORMAT, FQ_INDEX_FILE ": weight_map is missing or not an object");
-    json_object_foreach(map, tensor, shard) {
-        const char *name = json_string_value(shard);
-        int rc;
-
-        if (!name)
-            return fq_fail(err, FQ_FORMAT, FQ_INDEX_FILE ": the file of '%.200s' is not a string",
-                           tensor);
-        if (previous && strcmp(name, previous) == 0)
-            continue;
-        if (name[0] == '\0' || name[0] == '.' || strchr(name, '/') || strlen(name) > 255)
-            return fq_fail(err, FQ_FORMAT,
-                           FQ_INDEX_FILE
-                           ": the file of '%.200s' is '%.100s', only plain names are allowed",
-                           tensor, name);
-        if ((rc = open_shard(checkpoint, dirfd, name, err)) < 0) {
-            fq_fail_in(err, FQ_INDEX_FILE);
-            return rc;
-        }
-        previous = name;
-    }
-    return 0;
-}
-
-/* All tensors in one table; a name may be in one shard only. */
+/* All tensors in one table; a name may be there once only. */
 static int merge_tensors(struct fq_checkpoint *checkpoint, struct fq_error *err) {
-    size_t total = 0, next = 0;
+    const struct fq_shards *shards = &checkpoint->shards;
+    size_t total = checkpoint->gguf ? checkpoint->gguf->count : 0, next = 0;
 
-    for (size_t i = 0; i < checkpoint->shard_count; i++)
-        total += checkpoint->shards[i]->count;
+    for (size_t i = 0; i < shards->count; i++)
+        total += shards->files[i]->count;
     checkpoint->tensors = calloc(total + 1, sizeof *checkpoint->tensors);
     if (!checkpoint->tensors)
         return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu tensors", total);
-    for (size_t i = 0; i < checkpoint->shard_count; i++) {
-        const struct fq_safetensors *shard = checkpoint->shards[i];
+    if (checkpoint->gguf)
+        memcpy(checkpoint->tensors, checkpoint->gguf->tensors, total * sizeof *checkpoint->tensors);
+    for (size_t i = 0; i < shards->count; i++) {
+        const struct fq_safetensors *shard = shards->files[i];
 
-        if (shard->count > 0)
-            memcpy(checkpoint->tensors + next, shard->tensors,
-                   shard->count * sizeof *shard->tensors);
+        memcpy(checkpoint->tensors + next, shard->tensors, shard->count * sizeof *shard->tensors);
         next += shard->count;
     }
     checkpoint->tensor_count = total;
@@ -132,44 +93,6 @@ static int merge_tensors(struct fq_checkpoint *checkpoint, struct fq_error *err)
                            (tensor - 1)->file, tensor->file);
     }
     return 0;
-}
-
-static int check_index(const struct fq_checkpoint *checkpoint, const json_t *index,
-                       struct fq_error *err) {
-    const char *name;
-    json_t *shard;
-
-    json_object_foreach(json_object_get(index, "weight_map"), name, shard) {
-        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_find(checkpoint, name);
-
-        if (!tensor || strcmp(tensor->file, json_string_value(shard)) != 0)
-            return fq_fail(err, FQ_FORMAT, FQ_INDEX_FILE ": tensor '%.200s' is not in %s", name,
-                           json_string_value(shard));
-    }
-    return 0;
-}
-
-/* A single file goes before an index, as transformers has it. */
-static int open_shards(struct fq_checkpoint *checkpoint, int dirfd, struct fq_error *err) {
-    json_t *index = NULL;
-    int rc;
-
-    if (faccessat(dirfd, FQ_SINGLE_FILE, F_OK, 0) == 0) {
-        rc = open_shard(checkpoint, dirfd, FQ_SINGLE_FILE, err);
-        return rc < 0 ? rc : merge_tensors(checkpoint, err);
-    }
-    rc = fq_directory_json(dirfd, FQ_INDEX_FILE, &index, err);
-    if (rc == -FQ_NOT_FOUND)
-        return fq_fail(err, FQ_NOT_FOUND,
-                       "neither " FQ_SINGLE_FILE " nor " FQ_INDEX_FILE " is there");
-    if (rc == 0)
-        rc = open_indexed(checkpoint, dirfd, index, err);
-    if (rc == 0)
-        rc = merge_tensors(checkpoint, err);
-    if (rc == 0)
-        rc = check_index(checkpoint, index, err);
-    json_decref(index);
-    return rc;
 }
 
 /* ---- layers ------------------------------------------------------------------------------- */
@@ -203,13 +126,13 @@ static int float_dtype(const struct fq_checkpoint_tensor *tensor) {
 }
 
 /* Two-dimensional weights that are looked up by row, or that models keep dense. */
-static bool is_table(const char *name) {
-    static const char *const parts[] = {"embed", "wte", "wpe", "lm_head"};
+static bool is_table(const struct fq_checkpoint *checkpoint, const char *name) {
+    static const char *const parts[] = {"embed", "embd", "wte", "wpe", "lm_head"};
 
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if (strcasestr(name, parts[i]))
             return true;
-    return false;
+    return checkpoint->gguf && strcmp(name, "output") == 0; /* llama.cpp's lm_head */
 }
 
 static bool is_conv1d(const char *name) {
@@ -224,7 +147,7 @@ static bool is_dense_linear(const struct fq_checkpoint *checkpoint, const char *
                             const struct fq_checkpoint_tensor *weight) {
     return weight->rank == 2 && float_dtype(weight) && weight->shape[0] >= 1 &&
            weight->shape[1] >= 1 && weight->shape[0] <= FQ_MATRIX_DIM_MAX &&
-           weight->shape[1] <= FQ_MATRIX_DIM_MAX && !is_table(layer) &&
+           weight->shape[1] <= FQ_MATRIX_DIM_MAX && !is_table(checkpoint, layer) &&
            !(checkpoint->conv1d && is_conv1d(layer));
 }
 
@@ -245,22 +168,18 @@ static void describe_dense(const struct fq_checkpoint *checkpoint, struct layer 
 
 static int describe_packed(const struct fq_checkpoint *checkpoint, struct layer *layer,
                            struct fq_error *err) {
-    const char *name = layer->name;
-    struct fq_ct_scheme scheme;
+    const struct fq_layout_ops *layout = checkpoint->layout;
     int rc;
 
-    if (!checkpoint->config)
-        return fq_fail(err, FQ_FORMAT,
-                       "%s: tensor '%.200s': config.json has no "
-                       "quantization_config that says how it is packed",
-                       layer->parts.packed->file, layer->parts.packed->name);
-    if ((rc = fq_ct_config_match(checkpoint->config, name, &scheme, err)) < 0)
+    for (int part = 1; part < FQ_LAYOUT_PARTS && layout->suffixes[part]; part++)
+        layer->parts[part] = find_part(checkpoint, layer->name, layout->suffixes[part]);
+    rc = layout->describe(checkpoint->config, layer->name, layer->parts, &layer->public, err);
+    if (rc < 0)
         return rc;
-    layer->parts.scale = find_part(checkpoint, name, ".weight_scale");
-    layer->parts.zero = find_part(checkpoint, name, ".weight_zero_point");
-    layer->parts.shape = find_part(checkpoint, name, ".weight_shape");
-    layer->parts.g_idx = find_part(checkpoint, name, ".weight_g_idx");
-    return fq_ct_describe(&layer->parts, &scheme, &layer->public, err);
+    layer->public.dense = false;
+    for (int part = 0; part < FQ_LAYOUT_PARTS; part++)
+        layer->public.stored += layer->parts[part] ? layer->parts[part]->bytes : 0;
+    return 0;
 }
 
 static int describe_bias(const struct fq_checkpoint *checkpoint, struct layer *layer,
@@ -277,93 +196,228 @@ static int describe_bias(const struct fq_checkpoint *checkpoint, struct layer *l
     return 0;
 }
 
-/*
- * Packed weights are layers; without a quantization_config dense linear weights are too.  A
- * checkpoint that says how it is quantized is taken at its word: what it kept dense stays so.
+/* A packed weight of this checkpoint's layout: the module's name, on the heap.  *rc says whether it
+ * is one of another layout. */
+static char *packed_name(const struct fq_checkpoint *checkpoint,
+                         const struct fq_checkpoint_tensor *tensor, int *rc, struct fq_error *err) {
+    const struct fq_layout_ops *layout = checkpoint->layout;
+    char *name = layout ? strip(tensor->name, layout->suffixes[0]) : NULL;
+
+    if (name && layout->claims && !layout->claims(tensor)) {
+        free(name);
+        name = NULL;
+    }
+    if (!name && !checkpoint->gguf && fq_layout_by_tensor(tensor->name))
+        *rc = layout ? FQ_TENSOR_FAIL(err, FQ_FORMAT, tensor,
+                                      "quantization_config says %s, which has no such tensors",
+                                      layout->name)
+                     : FQ_TENSOR_FAIL(err, FQ_FORMAT, tensor,
+                                      "config.json has no quantization_config that says how it is "
+                                      "packed");
+    return name;
+}
+
+/* The layer that a tensor makes, if any, into *layer; its name is NULL where it makes none. */
+static int find_layer(const struct fq_checkpoint *checkpoint,
+                      const struct fq_checkpoint_tensor *tensor, struct layer *layer,
+                      struct fq_error *err) {
+    int rc = 0;
+
+    *layer = (struct layer){.name = packed_name(checkpoint, tensor, &rc, err)};
+    if (rc < 0)
+        return rc;
+    if (layer->name) {
+        layer->parts[0] = tensor;
+        return describe_packed(checkpoint, layer, err);
+    }
+    if (checkpoint->layout)
+        return 0; /* it is taken at its word: what it kept dense stays so */
+    layer->name = strip(tensor->name, ".weight");
+    if (layer->name && is_dense_linear(checkpoint, layer->name, tensor)) {
+        layer->weight = tensor;
+        describe_dense(checkpoint, layer);
+        return 0;
+    }
+    free(layer->name);
+    layer->name = NULL;
+    return 0;
+}
+
+static void own(struct fq_checkpoint *checkpoint, const struct fq_checkpoint_tensor *tensor,
+                size_t layer) {
+    if (tensor)
+        checkpoint->owners[tensor - checkpoint->tensors] = layer;
+}
+
+/* Packed weights are layers; where nothing says that any is packed, dense linear weights are too.
  */
 static int find_layers(struct fq_checkpoint *checkpoint, struct fq_error *err) {
     checkpoint->layers = calloc(checkpoint->tensor_count + 1, sizeof *checkpoint->layers);
-    if (!checkpoint->layers)
+    checkpoint->owners = calloc(checkpoint->tensor_count + 1, sizeof *checkpoint->owners);
+    if (!checkpoint->layers || !checkpoint->owners)
         return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu layers", checkpoint->tensor_count);
     for (size_t i = 0; i < checkpoint->tensor_count; i++) {
-        const struct fq_checkpoint_tensor *tensor = &checkpoint->tensors[i];
         struct layer *layer = &checkpoint->layers[checkpoint->layer_count];
-        char *name = strip(tensor->name, ".weight_packed");
-        int rc = 0;
+        int rc = find_layer(checkpoint, &checkpoint->tensors[i], layer, err);
 
-        if (name) {
-            *layer = (struct layer){.name = name, .parts.packed = tensor};
-            checkpoint->layer_count++;
-            rc = describe_packed(checkpoint, layer, err);
-        } else if (!checkpoint->config && (name = strip(tensor->name, ".weight"))) {
-            if (!is_dense_linear(checkpoint, name, tensor)) {
-                free(name);
-                continue;
-            }
-            *layer = (struct layer){.name = name, .weight = tensor};
-            checkpoint->layer_count++;
-            describe_dense(checkpoint, layer);
-        } else {
-            continue;
-        }
-        layer->public.name = name;
-        if (rc < 0 || (rc = describe_bias(checkpoint, layer, err)) < 0)
+        checkpoint->owners[i] = SIZE_MAX;
+        if (layer->name)
+            checkpoint->layer_count++; /* so that its name is freed, whatever comes */
+        layer->public.name = layer->name;
+        if (rc < 0 || (layer->name && (rc = describe_bias(checkpoint, layer, err)) < 0))
             return rc;
     }
     qsort(checkpoint->layers, checkpoint->layer_count, sizeof *checkpoint->layers, by_layer_name);
+    for (size_t i = 0; i < checkpoint->layer_count; i++) {
+        own(checkpoint, checkpoint->layers[i].weight, i);
+        for (int part = 0; part < FQ_LAYOUT_PARTS; part++)
+            own(checkpoint, checkpoint->layers[i].parts[part], i);
+    }
     return 0;
 }
 
 /* ---- opening ------------------------------------------------------------------------------ */
 
-static int read_config(struct fq_checkpoint *checkpoint, int dirfd, struct fq_error *err) {
-    json_t *json = NULL, *quantization;
-    const char *type;
-    int rc = fq_directory_json(dirfd, FQ_CONFIG_FILE, &json, err);
-
-    if (rc == -FQ_NOT_FOUND)
-        return 0; /* bare weights: dense ones need no configuration */
-    if (rc < 0)
-        return rc;
-    type = json_string_value(json_object_get(json, "model_type"));
-    checkpoint->conv1d = type && (strcmp(type, "gpt2") == 0 || strcmp(type, "openai-gpt") == 0);
-    quantization = json_object_get(json, "quantization_config");
-    if (!quantization || json_is_null(quantization))
-        quantization = json_object_get(json, "compression_config"); /* its older name */
-    if (quantization && !json_is_null(quantization) &&
-        (rc = fq_ct_config_new(quantization, &checkpoint->config, err)) < 0)
-        fq_fail_in(err, FQ_CONFIG_FILE);
-    json_decref(json);
-    return rc;
+static bool is_set(const json_t *value) {
+    return value && !json_is_null(value);
 }
 
-int fq_checkpoint_new(const char *directory, struct fq_checkpoint **out, struct fq_error *err) {
+/* quantization_config: in config.json, under its older name, or in a file of its own. */
+static int find_quantization(const json_t *config, const struct fq_directory *directory,
+                             json_t **out, const char **file, const char **method,
+                             struct fq_error *err) {
+    static const struct {
+        const char *file, *method; /* the method where the file names none */
+    } own_files[] = {{"quantize_config.json", "gptq"}, {"quant_config.json", "awq"}};
+    json_t *found = json_object_get(config, "quantization_config");
+
+    *file = FQ_CONFIG_FILE;
+    *method = NULL;
+    if (!is_set(found))
+        found = json_object_get(config, "compression_config");
+    *out = is_set(found) ? json_incref(found) : NULL;
+    for (size_t i = 0; !*out && i < sizeof own_files / sizeof *own_files; i++) {
+        int rc = fq_directory_read(directory, own_files[i].file, out, err);
+
+        *file = own_files[i].file;
+        *method = own_files[i].method;
+        if (rc < 0 && rc != -FQ_NOT_FOUND)
+            return rc;
+    }
+    return 0;
+}
+
+static int read_quantization(struct fq_checkpoint *checkpoint, const struct fq_directory *directory,
+                             struct fq_error *err) {
+    json_t *json = NULL;
+    const json_t *named;
+    const char *file, *method;
+    int rc = find_quantization(checkpoint->json, directory, &json, &file, &method, err);
+
+    if (rc < 0 || !json)
+        return rc;
+    named = json_object_get(json, "quant_method");
+    if (named)
+        method = json_string_value(named);
+    if (!json_is_object(json))
+        rc = fq_fail(err, FQ_FORMAT, "quantization_config is not an object");
+    else if (!method)
+        rc = fq_fail(err, FQ_FORMAT, "quantization_config: quant_method is missing or no string");
+    else if (!(checkpoint->layout = fq_layout_by_method(method, err)))
+        rc = fq_fail_in(err, "quantization_config");
+    else
+        rc = checkpoint->layout->config_new(json, &checkpoint->config, err);
+    json_decref(json);
+    return rc < 0 ? fq_fail_in(err, "%s", file) : 0;
+}
+
+static int open_directory(struct fq_checkpoint *checkpoint, const struct fq_directory *directory,
+                          struct fq_error *err) {
+    const char *type;
+    int rc = fq_directory_read(directory, FQ_CONFIG_FILE, &checkpoint->json, err);
+
+    if (rc < 0 && rc != -FQ_NOT_FOUND) /* bare weights: dense ones need no configuration */
+        return rc;
+    type = json_string_value(json_object_get(checkpoint->json, "model_type"));
+    checkpoint->conv1d = type && (strcmp(type, "gpt2") == 0 || strcmp(type, "openai-gpt") == 0);
+    if ((rc = read_quantization(checkpoint, directory, err)) < 0)
+        return rc;
+    return fq_shards_init(&checkpoint->shards, directory, err);
+}
+
+static int open_gguf(struct fq_checkpoint *checkpoint, const void *bytes, size_t size,
+                     const char *name, struct fq_error *err) {
+    int rc = fq_gguf_new(bytes, size, name, &checkpoint->gguf, err);
+
+    if (rc < 0)
+        return rc;
+    if (checkpoint->gguf->quantized)
+        checkpoint->layout = &fq_layout_gguf;
+    checkpoint->json = fq_gguf_config(checkpoint->gguf);
+    return checkpoint->json ? 0 : fq_fail(err, FQ_NO_MEMORY, "no memory for the metadata");
+}
+
+/* What PATH is decides: a directory, or a file that must be GGUF. */
+static int open_path(struct fq_checkpoint *checkpoint, const char *path, struct fq_error *err) {
+    struct fq_directory directory = {.fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+    const char *base = strrchr(path, '/');
+    int rc;
+
+    if (directory.fd >= 0) {
+        rc = open_directory(checkpoint, &directory, err);
+        close(directory.fd);
+        return rc < 0 ? fq_fail_in(err, "%.200s", path) : 0;
+    }
+    if (errno != ENOTDIR)
+        return fq_fail_errno(err, "%.200s", path);
+    rc = fq_directory_map(AT_FDCWD, path, 4, &checkpoint->map, &checkpoint->map_bytes, err);
+    if (rc < 0)
+        return rc;
+    return open_gguf(checkpoint, checkpoint->map, checkpoint->map_bytes, base ? base + 1 : path,
+                     err);
+}
+
+static int open_memory(struct fq_checkpoint *checkpoint, const struct fq_memory_file *files,
+                       size_t count, struct fq_error *err) {
+    struct fq_directory directory = {.fd = -1, .files = files, .count = count};
+    size_t length = count == 1 ? strlen(files->name) : 0;
+
+    if (length > 5 && strcmp(files->name + length - 5, ".gguf") == 0)
+        return open_gguf(checkpoint, files->bytes, files->size, files->name, err);
+    return open_directory(checkpoint, &directory, err);
+}
+
+static int checkpoint_new(const char *path, const struct fq_memory_file *files, size_t count,
+                          struct fq_checkpoint **out, struct fq_error *err) {
     struct fq_error local;
     struct fq_checkpoint *checkpoint = calloc(1, sizeof *checkpoint);
-    int dirfd, rc;
+    int rc;
 
     err = err ? err : &local; /* fq_fail_in needs one */
     if (!checkpoint)
-        return fq_fail(err, FQ_NO_MEMORY, "%.200s: no memory to open it", directory);
+        return fq_fail(err, FQ_NO_MEMORY, "no memory to open a checkpoint");
     checkpoint->dense_bits = 4;
     checkpoint->dense_group = 64;
-    dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dirfd < 0) {
-        rc = fq_fail_errno(err, "%.200s", directory);
-        fq_checkpoint_free(checkpoint);
-        return rc;
-    }
-    if ((rc = read_config(checkpoint, dirfd, err)) == 0 &&
-        (rc = open_shards(checkpoint, dirfd, err)) == 0)
-        rc = find_layers(checkpoint, err);
-    close(dirfd);
+    rc = path ? open_path(checkpoint, path, err) : open_memory(checkpoint, files, count, err);
+    if (rc == 0 &&
+        ((rc = merge_tensors(checkpoint, err)) < 0 || (rc = find_layers(checkpoint, err)) < 0) &&
+        path)
+        fq_fail_in(err, "%.200s", path);
     if (rc < 0) {
-        fq_fail_in(err, "%.200s", directory);
         fq_checkpoint_free(checkpoint);
         return rc;
     }
     *out = checkpoint;
     return 0;
+}
+
+int fq_checkpoint_new(const char *path, struct fq_checkpoint **out, struct fq_error *err) {
+    return checkpoint_new(path, NULL, 0, out, err);
+}
+
+int fq_checkpoint_new_memory(const struct fq_memory_file *files, size_t count,
+                             struct fq_checkpoint **out, struct fq_error *err) {
+    return checkpoint_new(NULL, files, count, out, err);
 }
 
 void fq_checkpoint_free(struct fq_checkpoint *checkpoint) {
@@ -372,11 +426,15 @@ void fq_checkpoint_free(struct fq_checkpoint *checkpoint) {
     for (size_t i = 0; i < checkpoint->layer_count; i++)
         free(checkpoint->layers[i].name);
     free(checkpoint->layers);
+    free(checkpoint->owners);
     free(checkpoint->tensors);
-    for (size_t i = 0; i < checkpoint->shard_count; i++)
-        fq_safetensors_free(checkpoint->shards[i]);
-    free(checkpoint->shards);
-    fq_ct_config_free(checkpoint->config);
+    if (checkpoint->layout && checkpoint->layout->config_free)
+        checkpoint->layout->config_free(checkpoint->config);
+    json_decref(checkpoint->json);
+    fq_shards_fini(&checkpoint->shards);
+    fq_gguf_free(checkpoint->gguf);
+    if (checkpoint->map)
+        munmap((void *)checkpoint->map, checkpoint->map_bytes);
     free(checkpoint);
 }
 
@@ -396,6 +454,18 @@ const struct fq_checkpoint_tensor *fq_checkpoint_find(const struct fq_checkpoint
     struct fq_checkpoint_tensor key = {.name = name};
 
     return bsearch(&key, checkpoint->tensors, checkpoint->tensor_count, sizeof key, by_name);
+}
+
+size_t fq_checkpoint_owner(const struct fq_checkpoint *checkpoint, size_t i) {
+    return checkpoint->owners[i];
+}
+
+const char *fq_checkpoint_format(const struct fq_checkpoint *checkpoint) {
+    return checkpoint->layout ? checkpoint->layout->name : "dense";
+}
+
+const struct json_t *fq_checkpoint_config(const struct fq_checkpoint *checkpoint) {
+    return checkpoint->json;
 }
 
 size_t fq_checkpoint_matrix_count(const struct fq_checkpoint *checkpoint) {
@@ -447,7 +517,7 @@ int fq_checkpoint_load(struct fq_checkpoint *checkpoint, size_t i, struct fq_loa
     err = err ? err : &local;
     *out = (struct fq_loaded_matrix){0};
     if (!layer->weight)
-        return fq_ct_load(&layer->parts, &layer->public, out, err);
+        return checkpoint->layout->load(checkpoint->config, layer->parts, &layer->public, out, err);
     fq_checkpoint_dense(checkpoint, i, &dense);
     out->matrix = layer->public.matrix;
     rc = fq_quantize(&dense, &out->matrix, &out->owned, err);
@@ -483,10 +553,10 @@ void fq_checkpoint_drop_tensor(const struct fq_checkpoint_tensor *tensor) {
 
 void fq_checkpoint_drop(struct fq_checkpoint *checkpoint, size_t i) {
     const struct layer *layer = &checkpoint->layers[i];
-    const struct fq_checkpoint_tensor *parts[] = {layer->weight, layer->parts.packed,
-                                                  layer->parts.scale, layer->parts.zero};
 
-    for (size_t part = 0; part < sizeof parts / sizeof parts[0]; part++)
-        if (parts[part])
-            fq_checkpoint_drop_tensor(parts[part]);
+    if (layer->weight)
+        fq_checkpoint_drop_tensor(layer->weight);
+    for (int part = 0; part < FQ_LAYOUT_PARTS; part++)
+        if (layer->parts[part])
+            fq_checkpoint_drop_tensor(layer->parts[part]);
 }

@@ -7,13 +7,10 @@
  */
 #include "compressed-tensors.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
+#include "pattern.h"
+
 #include <stdlib.h>
 #include <string.h>
-
-/* Names in a checkpoint are short: a pattern that needs more steps is a hostile one. */
-#define MATCH_STEPS_MAX 1000000
 
 enum target_kind {
     TARGET_NAME,
@@ -24,7 +21,7 @@ enum target_kind {
 struct target {
     enum target_kind kind;
     char *text;
-    pcre2_code *pattern; /* of TARGET_PATTERN */
+    struct fq_pattern *pattern; /* of TARGET_PATTERN */
     struct fq_ct_scheme scheme;
 };
 
@@ -33,9 +30,8 @@ struct list {
     size_t count;
 };
 
-struct fq_ct_config {
+struct config {
     struct list targets, ignore;
-    pcre2_match_context *limits;
 };
 
 static const char *text_of(const json_t *object, const char *key) {
@@ -44,20 +40,6 @@ static const char *text_of(const json_t *object, const char *key) {
 
 static bool is_set(const json_t *value) {
     return value && !json_is_null(value);
-}
-
-static int compile(struct target *target, struct fq_error *err) {
-    int code;
-    PCRE2_SIZE offset;
-    PCRE2_UCHAR reason[160];
-
-    target->pattern = pcre2_compile((PCRE2_SPTR)(target->text + 3), PCRE2_ZERO_TERMINATED,
-                                    PCRE2_ANCHORED | PCRE2_UTF, &code, &offset, NULL);
-    if (target->pattern)
-        return 0;
-    pcre2_get_error_message(code, reason, sizeof reason);
-    return fq_fail(err, FQ_FORMAT, "quantization_config: '%.200s': character %zu: %s", target->text,
-                   (size_t)offset, (const char *)reason);
 }
 
 /* Appends the strings of an array; absent is empty. */
@@ -92,8 +74,8 @@ static int add_targets(struct list *list, const json_t *names, const char *what,
         if (strncmp(target->text, "re:", 3) != 0)
             continue;
         target->kind = TARGET_PATTERN;
-        if ((rc = compile(target, err)) < 0)
-            return rc;
+        if ((rc = fq_pattern_new(target->text + 3, &target->pattern, err)) < 0)
+            return fq_fail_in(err, "quantization_config: %s", what);
     }
     return 0;
 }
@@ -125,6 +107,7 @@ static int read_scheme(const json_t *group, struct fq_ct_scheme *scheme, struct 
     const json_t *bits = json_object_get(weights, "num_bits");
     const json_t *symmetric = json_object_get(weights, "symmetric");
     const char *type = text_of(weights, "type"), *format = text_of(group, "format");
+    json_int_t value = json_integer_value(bits);
 
     if (!json_is_object(weights))
         return fq_fail(err, FQ_FORMAT, "weights is missing or not an object");
@@ -135,30 +118,23 @@ static int read_scheme(const json_t *group, struct fq_ct_scheme *scheme, struct 
         return fq_fail(err, FQ_UNSUPPORTED, "quantized activations are not served");
     if (type && strcmp(type, "int") != 0)
         return fq_fail(err, FQ_UNSUPPORTED, "type '%.40s', served is int", type);
-    scheme->bits = (int)json_integer_value(bits);
-    if (!json_is_integer(bits) ||
-        (json_integer_value(bits) != 8 && scheme->bits != 4 && scheme->bits != 3))
+    if (!json_is_integer(bits) || (value != 8 && value != 4 && value != 3))
         return fq_fail(err, FQ_UNSUPPORTED, "num_bits %lld, served are 8, 4 and 3",
-                       (long long)json_integer_value(bits));
+                       (long long)value);
+    scheme->bits = (int)value;
     if (symmetric && !json_is_boolean(symmetric))
         return fq_fail(err, FQ_FORMAT, "symmetric is not true or false");
     scheme->symmetric = !symmetric || json_is_true(symmetric);
     return read_group(weights, &scheme->group, err);
 }
 
-static int read_config(struct fq_ct_config *config, const json_t *json, struct fq_error *err) {
-    const char *method = text_of(json, "quant_method"), *format = text_of(json, "format");
+static int read_config(struct config *config, const json_t *json, struct fq_error *err) {
+    const char *format = text_of(json, "format");
     json_t *groups = json_object_get(json, "config_groups"), *group;
     const char *name;
     struct fq_ct_scheme none = {0};
     int rc;
 
-    if (!json_is_object(json))
-        return fq_fail(err, FQ_FORMAT, "quantization_config is not an object");
-    if (!method || strcmp(method, "compressed-tensors") != 0)
-        return fq_fail(err, FQ_UNSUPPORTED,
-                       "quantization_config: quant_method '%.40s', served is compressed-tensors",
-                       method ? method : "");
     /* "mixed-precision": each group names its own format, which read_scheme looks at */
     if (!format ||
         (strcmp(format, "pack-quantized") != 0 && strcmp(format, "mixed-precision") != 0))
@@ -179,15 +155,12 @@ static int read_config(struct fq_ct_config *config, const json_t *json, struct f
     return add_targets(&config->ignore, json_object_get(json, "ignore"), "ignore", &none, err);
 }
 
-int fq_ct_config_new(const json_t *json, struct fq_ct_config **out, struct fq_error *err) {
-    struct fq_ct_config *config = calloc(1, sizeof *config);
+int fq_ct_config_new(const json_t *json, void **out, struct fq_error *err) {
+    struct config *config = calloc(1, sizeof *config);
     int rc;
 
-    if (!config || !(config->limits = pcre2_match_context_create(NULL))) {
-        free(config);
+    if (!config)
         return fq_fail(err, FQ_NO_MEMORY, "quantization_config: no memory to read it");
-    }
-    pcre2_set_match_limit(config->limits, MATCH_STEPS_MAX);
     rc = read_config(config, json, err);
     if (rc < 0) {
         fq_ct_config_free(config);
@@ -199,49 +172,34 @@ int fq_ct_config_new(const json_t *json, struct fq_ct_config **out, struct fq_er
 
 static void list_fini(struct list *list) {
     for (size_t i = 0; i < list->count; i++) {
-        pcre2_code_free(list->items[i].pattern);
+        fq_pattern_free(list->items[i].pattern);
         free(list->items[i].text);
     }
     free(list->items);
 }
 
-void fq_ct_config_free(struct fq_ct_config *config) {
+void fq_ct_config_free(void *opaque) {
+    struct config *config = opaque;
+
     if (!config)
         return;
     list_fini(&config->targets);
     list_fini(&config->ignore);
-    pcre2_match_context_free(config->limits);
     free(config);
 }
 
 /* 1 or 0, or a negative status. */
-static int matches(const struct fq_ct_config *config, const struct target *target,
-                   const char *module, struct fq_error *err) {
-    pcre2_match_data *data;
-    int found;
-
+static int matches(const struct target *target, const char *module, struct fq_error *err) {
     if (target->kind == TARGET_CLASS)
         return 1;
     if (target->kind == TARGET_NAME)
         return strcmp(target->text, module) == 0;
-    data = pcre2_match_data_create(1, NULL);
-    if (!data)
-        return fq_fail(err, FQ_NO_MEMORY, "quantization_config: no memory to match");
-    found = pcre2_match(target->pattern, (PCRE2_SPTR)module, PCRE2_ZERO_TERMINATED, 0, 0, data,
-                        config->limits);
-    pcre2_match_data_free(data);
-    if (found == PCRE2_ERROR_NOMATCH)
-        return 0;
-    if (found < 0)
-        return fq_fail(err, FQ_FORMAT,
-                       "quantization_config: '%.200s' cannot be matched within %d steps",
-                       target->text, MATCH_STEPS_MAX);
-    return 1;
+    return fq_pattern_match(target->pattern, module, err);
 }
 
 /* The best match in a list: its target in *out, or NULL.  0 or a negative status. */
-static int find(const struct fq_ct_config *config, const struct list *list, const char *module,
-                const struct target **out, struct fq_error *err) {
+static int find(const struct list *list, const char *module, const struct target **out,
+                struct fq_error *err) {
     *out = NULL;
     for (size_t i = 0; i < list->count; i++) {
         const struct target *target = &list->items[i];
@@ -249,7 +207,7 @@ static int find(const struct fq_ct_config *config, const struct list *list, cons
 
         if (*out && (*out)->kind <= target->kind)
             continue; /* the first of the best kind stays */
-        found = matches(config, target, module, err);
+        found = matches(target, module, err);
         if (found < 0)
             return found;
         if (found)
@@ -258,10 +216,11 @@ static int find(const struct fq_ct_config *config, const struct list *list, cons
     return 0;
 }
 
-int fq_ct_config_match(const struct fq_ct_config *config, const char *module,
-                       struct fq_ct_scheme *out, struct fq_error *err) {
+int fq_ct_config_match(const void *opaque, const char *module, struct fq_ct_scheme *out,
+                       struct fq_error *err) {
+    const struct config *config = opaque;
     const struct target *target;
-    int rc = find(config, &config->ignore, module, &target, err);
+    int rc = find(&config->ignore, module, &target, err);
 
     if (rc < 0)
         return rc;
@@ -269,7 +228,7 @@ int fq_ct_config_match(const struct fq_ct_config *config, const char *module,
         return fq_fail(err, FQ_FORMAT,
                        "'%.200s' has packed weights, but quantization_config ignores it ('%.100s')",
                        module, target->text);
-    if ((rc = find(config, &config->targets, module, &target, err)) < 0)
+    if ((rc = find(&config->targets, module, &target, err)) < 0)
         return rc;
     if (!target)
         return fq_fail(err, FQ_FORMAT,

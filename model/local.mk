@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 noinst_LTLIBRARIES += libfqmodel.la
-libfqmodel_la_SOURCES = model/checkpoint.c model/checkpoint.h model/compressed-tensors.c \
-	model/compressed-tensors.h model/compressed-tensors-config.c model/directory.c \
-	model/directory.h model/output-directory.c model/output-directory.h model/quantize-checkpoint.c \
+libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
+	model/checkpoint-writer.c model/checkpoint-writer.h model/compressed-tensors.c \
+	model/compressed-tensors.h model/compressed-tensors-config.c model/compressed-tensors-output.c \
+	model/compressed-tensors-output.h model/convert-checkpoint.c model/convert-checkpoint.h \
+	model/directory.c model/directory.h model/gguf.c model/gguf.h model/gguf-blocks.c \
+	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
+	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
 	model/quantize-checkpoint.h model/quantize.c model/quantize.h model/safetensors.c \
-	model/safetensors.h model/safetensors-writer.c
+	model/safetensors.h model/safetensors-writer.c model/shards.c model/shards.h
 libfqmodel_la_CPPFLAGS = $(AM_CPPFLAGS) $(JANSSON_CFLAGS) $(PCRE2_CFLAGS)
 libfqmodel_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS)
@@ -12,7 +16,7 @@ libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS
 MODEL_LIBS = libfqmodel.la $(OPENMP_CFLAGS)
 
 if HAVE_CMOCKA
-MODEL_TESTS = model/test-safetensors model/test-quantize model/test-checkpoint
+MODEL_TESTS = model/test-safetensors model/test-quantize model/test-checkpoint model/test-gguf
 check_PROGRAMS += $(MODEL_TESTS)
 TESTS += $(MODEL_TESTS)
 model_test_safetensors_SOURCES = model/test-safetensors.c
@@ -24,17 +28,12 @@ model_test_quantize_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 model_test_checkpoint_SOURCES = model/test-checkpoint.c
 model_test_checkpoint_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 model_test_checkpoint_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
+model_test_gguf_SOURCES = model/test-gguf.c
+model_test_gguf_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+model_test_gguf_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
-dist_check_SCRIPTS += tests/python/test-quantize.py
-TESTS += tests/python/test-quantize.py
-
-# The reader under libFuzzer: make fuzz FUZZ_CC=clang && ./fuzz-safetensors -max_total_time=60
-FUZZ_CC = clang
-fuzz_inputs = tests/fuzz/fuzz-safetensors.c model/safetensors.c base/error.c
-EXTRA_DIST += tests/fuzz/fuzz-safetensors.c
-CLEANFILES += fuzz-safetensors
-.PHONY: fuzz
-fuzz:
-	cd $(srcdir) && $(FUZZ_CC) -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined \
-		-D_GNU_SOURCE -Ibase -Ikernels -Imodel $(JANSSON_CFLAGS) $(fuzz_inputs) \
-		$(JANSSON_LIBS) -o $(abs_builddir)/fuzz-safetensors
+PACKING_TESTS = tests/python/test-quantize.py tests/python/test-convert.py \
+	tests/python/test-malformed.py \
+	tests/python/test-compressed-tensors.py tests/python/test-gguf.py
+dist_check_SCRIPTS += $(PACKING_TESTS)
+TESTS += $(PACKING_TESTS)

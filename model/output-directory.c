@@ -127,6 +127,8 @@ static bool is_companion(const char *name) {
     if (strcmp(name, FQ_CONFIG_FILE) == 0 || fnmatch("*.safetensors*", name, 0) == 0 ||
         fnmatch("*.index.json", name, 0) == 0)
         return false; /* ours to write */
+    if (strcmp(name, "quantize_config.json") == 0 || strcmp(name, "quant_config.json") == 0)
+        return false; /* of the format that IN had */
     for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++)
         if (fnmatch(patterns[i], name, FNM_PERIOD) == 0)
             return true;

@@ -7,15 +7,13 @@
  */
 #include "safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include "directory.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 static const struct {
     const char *name;
@@ -268,34 +266,19 @@ int fq_safetensors_new_memory(const void *bytes, size_t size, const char *name,
 
 int fq_safetensors_new(int dirfd, const char *name, struct fq_safetensors **out,
                        struct fq_error *err) {
-    struct stat status;
-    void *map = MAP_FAILED;
-    int rc = 0;
-    /* O_NONBLOCK, so that a FIFO of that name does not hold us before fstat sees it */
-    int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    const void *map;
+    size_t size;
+    int rc = fq_directory_map(dirfd, name, 8, &map, &size, err);
 
-    if (fd < 0)
-        return fq_fail_errno(err, "%s", name);
-    if (fstat(fd, &status) < 0)
-        rc = fq_fail_errno(err, "%s", name);
-    else if (!S_ISREG(status.st_mode))
-        rc = fq_fail(err, FQ_FORMAT, "%s: not a regular file", name);
-    else if (status.st_size < 8)
-        rc = fq_fail(err, FQ_FORMAT, "%s: %lld bytes, too short for the header length", name,
-                     (long long)status.st_size);
-    else if ((map = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, fd, 0)) ==
-             MAP_FAILED)
-        rc = fq_fail_errno(err, "%s: mmap of %lld bytes", name, (long long)status.st_size);
-    close(fd);
     if (rc < 0)
         return rc;
-    rc = fq_safetensors_new_memory(map, (size_t)status.st_size, name, out, err);
+    rc = fq_safetensors_new_memory(map, size, name, out, err);
     if (rc < 0) {
-        munmap(map, (size_t)status.st_size);
+        munmap((void *)map, size);
         return rc;
     }
     (*out)->map = map;
-    (*out)->map_bytes = (size_t)status.st_size;
+    (*out)->map_bytes = size;
     return 0;
 }
 

@@ -230,6 +230,7 @@ static void reads_every_packing_bit_for_bit(void **state) {
 static void refuses_what_config_and_tensors_disagree_on(void **state) {
     struct packed *packed = make_packed(4, 0, false);
     struct fq_checkpoint_tensor *tensors = packed->tensors;
+    int32_t order[K];
 
     (void)state;
     expect_refusal(FQ_FORMAT, "config.json has no quantization_config");
@@ -238,25 +239,33 @@ static void refuses_what_config_and_tensors_disagree_on(void **state) {
     write_config(4, GROUP, true, "\"Linear\"", "\"re:model\\\\.a\"");
     expect_refusal(FQ_FORMAT, "quantization_config ignores it");
     write_config(4, GROUP, true, "\"re:(\"", "");
-    expect_refusal(FQ_FORMAT, "config.json: quantization_config: 're:('");
+    expect_refusal(FQ_FORMAT, "config.json: quantization_config: targets: pattern '('");
     write_config(8, GROUP, true, "\"Linear\"", "");
     expect_refusal(FQ_FORMAT, "has 24 columns, 8 bits with K = 192 need 48");
     write_config(4, 32, true, "\"Linear\"", "");
-    expect_refusal(FQ_FORMAT, "weight_scale': is not [21, 6]");
+    expect_refusal(FQ_FORMAT, "weight_scale': is [21, 3], must be [21, 6] for N = 21");
     write_config(4, GROUP, false, "\"Linear\"", "");
     expect_refusal(FQ_FORMAT, "has no weight_zero_point");
     write_config(5, GROUP, true, "\"Linear\"", "");
     expect_refusal(FQ_UNSUPPORTED, "group_0: num_bits 5");
     write_config(4, 8, true, "\"Linear\"", "");
     expect_refusal(FQ_UNSUPPORTED, "group_size 8");
-    write_text("config.json", "{\"quantization_config\":{\"quant_method\":\"gptq\"}}");
-    expect_refusal(FQ_UNSUPPORTED, "quant_method 'gptq'");
+    write_text("config.json", "{\"quantization_config\":{\"quant_method\":\"hqq\"}}");
+    expect_refusal(FQ_UNSUPPORTED, "quant_method 'hqq'");
+    write_text("config.json", "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,"
+                              "\"group_size\":64}}");
+    expect_refusal(FQ_FORMAT, "quantization_config says gptq, which has no such tensors");
 
     write_config(4, GROUP, true, "\"re:.*\\\\.(a|c)$\"", "\"lm_head\"");
     fq_checkpoint_free(open_checkpoint(directory));
-    tensors[3] = tensor("model.a.weight_g_idx", "I32", K, 0, packed->codes);
+    for (int k = 0; k < K; k++)
+        order[k] = k / GROUP;
+    tensors[3] = tensor("model.a.weight_g_idx", "I32", K, 0, order);
     write_tensors("model.safetensors", tensors, 4);
-    expect_refusal(FQ_UNSUPPORTED, "activation order (weight_g_idx)");
+    fq_checkpoint_free(open_checkpoint(directory)); /* an order that changes nothing */
+    order[K - 1] = 0;
+    write_tensors("model.safetensors", tensors, 4);
+    expect_refusal(FQ_UNSUPPORTED, "weight_g_idx': activation order");
     tensors[1].dtype = "F32";
     tensors[1].data = packed->codes;
     tensors[1].bytes *= 2;
@@ -287,6 +296,7 @@ static void refuses_int3_that_could_be_either_layout(void **state) {
 static void refuses_traps_in_the_index(void **state) {
     static const float one = 1;
     const struct fq_checkpoint_tensor a = tensor("a", "F32", 1, 0, &one);
+    const struct fq_checkpoint_tensor both[] = {a, tensor("c", "F32", 1, 0, &one)};
     static const struct {
         const char *index;
         int status;
@@ -310,7 +320,7 @@ static void refuses_traps_in_the_index(void **state) {
     (void)state;
     expect_refusal(FQ_NOT_FOUND, "neither model.safetensors nor model.safetensors.index.json");
     write_tensors("s1.safetensors", &a, 1);
-    write_tensors("s2.safetensors", &a, 1);
+    write_tensors("s2.safetensors", both, 2);
     for (size_t i = 0; i < COUNT(cases); i++) {
         write_text("model.safetensors.index.json", cases[i].index);
         expect_refusal(cases[i].status, cases[i].words);

@@ -7,7 +7,6 @@ libfqproto_la_SOURCES = proto/frame.c proto/frame.h proto/message.c proto/messag
 libfqproto_la_CPPFLAGS = $(AM_CPPFLAGS) $(MSGPACK_CFLAGS)
 libfqproto_la_LIBADD = libfqbase.la $(MSGPACK_LIBS)
 EXTRA_DIST += proto/PROTOCOL.md
-EXTRA_DIST += tests/fuzz/fuzz-message.c
 if HAVE_CMOCKA
 check_PROGRAMS += proto/test-message proto/test-frame
 TESTS += proto/test-message proto/test-frame

@@ -23,7 +23,7 @@ INTEGRATION_TESTS = tests/integration/serve.py tests/integration/refusals.py \
 	tests/integration/quotas.py tests/integration/lifecycle.py tests/integration/crashes.py \
 	tests/integration/onecopy.py tests/integration/permissions.py \
 	tests/integration/malformed.py tests/integration/wire-client.py \
-	tests/integration/ctl.py
+	tests/integration/ctl.py tests/integration/checkpoint-formats.py
 dist_check_SCRIPTS += $(INTEGRATION_TESTS)
 TESTS += $(INTEGRATION_TESTS)
 EXTRA_DIST += tests/integration/harness.py
@@ -32,3 +32,5 @@ AM_TESTS_ENVIRONMENT += FINEQUANT_TEST_SANITIZED=1; export FINEQUANT_TEST_SANITI
 endif
 # A client from PROTOCOL.md alone; the integration tests run it against a daemon.
 EXTRA_DIST += tests/python/wire.py
+# Reference packings of every format, in numpy.
+EXTRA_DIST += tests/python/formats.py

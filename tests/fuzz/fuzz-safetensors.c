@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* libFuzzer's entry to the safetensors reader: `make fuzz` builds it with clang, see there. */
+/* libFuzzer's entry to the safetensors reader: an input is a file. */
 #include "safetensors.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct fq_safetensors *file;

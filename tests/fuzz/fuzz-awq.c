@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* libFuzzer's entry to AWQ configs and tensors; fuzz.h says what an input is. */
+#include "fuzz.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    fuzz_layout(data, size, "awq");
+    return 0;
+}

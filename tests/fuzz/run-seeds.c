@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What stands in for libFuzzer where there is no clang: runs the target once for each file of the
+ * directories that are named, in a buffer of its exact size, and for each of its beginnings.
+ */
+#include "fuzz.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void run(const uint8_t *bytes, size_t size) {
+    uint8_t *exact = malloc(size ? size : 1);
+
+    memcpy(exact, bytes, size);
+    LLVMFuzzerTestOneInput(exact, size);
+    free(exact);
+}
+
+/* 1 for a file that was run, 0 for what is no file, -1 for one that cannot be read. */
+static int run_file(int dirfd, const char *name) {
+    struct stat status;
+    uint8_t *bytes = NULL;
+    int result = -1;
+    int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0 || fstat(fd, &status) < 0)
+        goto out;
+    result = 0;
+    if (!S_ISREG(status.st_mode))
+        goto out;
+    bytes = malloc((size_t)status.st_size + 1);
+    result = bytes && read(fd, bytes, (size_t)status.st_size) == status.st_size ? 1 : -1;
+    for (off_t size = status.st_size; result == 1 && size >= 0; size--)
+        run(bytes, (size_t)size);
+out:
+    free(bytes);
+    if (fd >= 0)
+        close(fd);
+    return result;
+}
+
+int main(int argc, char **argv) {
+    int count = 0;
+
+    for (int i = 1; i < argc; i++) {
+        DIR *directory = opendir(argv[i]);
+        struct dirent *entry;
+
+        if (!directory) {
+            perror(argv[i]);
+            return 1;
+        }
+        while ((entry = readdir(directory))) {
+            int result = run_file(dirfd(directory), entry->d_name);
+
+            if (result < 0) {
+                perror(entry->d_name);
+                return 1;
+            }
+            count += result;
+        }
+        closedir(directory);
+    }
+    printf("%d seeds, with all their beginnings\n", count);
+    return count > 0 ? 0 : 1;
+}
