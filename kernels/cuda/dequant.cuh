@@ -79,21 +79,26 @@ struct bf16 {
 /* A lane's codes of one quarter of a tile: 32, in the order of layout.h. */
 template <int BITS> struct lane_codes { uint32_t words[BITS]; };
 
+/* Where a lane's first word is in a quarter. */
+template <int BITS> static __device__ __forceinline__ uint32_t lane_offset(int lane) {
+    return lane * (BITS == 3 ? 4 : 16);
+}
+
+/* address: of the quarter in shared memory, and lane_offset(). */
 template <int BITS>
-static __device__ __forceinline__ lane_codes<BITS> load_codes(uint32_t quarter, int lane) {
+static __device__ __forceinline__ lane_codes<BITS> load_codes(uint32_t address) {
     lane_codes<BITS> c;
 
     if constexpr (BITS == 8) {
-        uint4 low = lds_128(quarter + lane * 16), high = lds_128(quarter + 512 + lane * 16);
+        uint4 low = lds_128(address), high = lds_128(address + 512);
 
         c = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
     } else if constexpr (BITS == 4) {
-        uint4 all = lds_128(quarter + lane * 16);
+        uint4 all = lds_128(address);
 
         c = {{all.x, all.y, all.z, all.w}};
     } else {
-        for (int i = 0; i < 3; i++)
-            c.words[i] = lds_32(quarter + i * 128 + lane * 4);
+        c = {{lds_32(address), lds_32(address + 128), lds_32(address + 256)}};
     }
     return c;
 }

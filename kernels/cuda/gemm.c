@@ -116,11 +116,11 @@ static int padded_rows(int m) {
 
 /* The groups that `tiles` tiles of a matrix, aligned to as many, meet at most. */
 static int slots_of(const struct fq_cuda_matrix *w, int tiles) {
-    int steps = tiles * FQ_CUDA_STEPS;
+    int steps = tiles * FQ_CUDA_STEPS, group = w->group_steps;
 
-    if (w->group_shift >= 0)
-        return w->group_shift < 30 && steps >> w->group_shift > 1 ? steps >> w->group_shift : 1;
-    return (steps - 2) / w->group_steps + 2;
+    if (w->groups == 1 || group % steps == 0)
+        return 1;
+    return steps % group == 0 ? steps / group : (steps - 2) / group + 2;
 }
 
 static void set_slots(struct fq_cuda_launch *launch, int tiles) {
@@ -149,7 +149,8 @@ static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
     return (all + strips - 1) / strips;
 }
 
-#define DECODE_STRIPS 8 /* of a worker: hopper-decode.cuh */
+#define DECODE_STRIPS  8 /* of a worker: hopper-decode.cuh */
+#define PREFILL_STRIPS 4 /* hopper-prefill.cuh */
 
 static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                                 struct fq_error *err) {
@@ -220,7 +221,7 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
     int status;
 
     launch->block_m = choose_block_m(launch->m);
-    launch->blocks_n = blocks_along_w(launch, launch->block_m == 128 ? 8 : 4);
+    launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
     set_slots(launch, 1);
     set_shares(launch, launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m),
                w->tiles, cuda->processors);

@@ -204,8 +204,9 @@ template <class S, int BITS, class T> class pipeline {
 
 #pragma unroll
         for (int r = 0; r < S::RW; r++)
-            codes[r] = load_codes<BITS>(
-                stage + layout.W + ((warp_n * S::RW + r) * S::KT + of) * layout.TILE, lane);
+            codes[r] = load_codes<BITS>(stage + layout.W +
+                                        ((warp_n * S::RW + r) * S::KT + of) * layout.TILE +
+                                        lane_offset<BITS>(lane));
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             uint32_t b[S::NT][4];

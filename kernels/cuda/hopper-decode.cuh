@@ -191,19 +191,31 @@ template <class S, class T> class decoder {
     /* ---- A consumer warpgroup ------------------------------------------------------------------
      */
 
-    /* One tile of a stage: its SEGMENTS parts of equal scale are summed apart, then scaled. */
-    template <int SEGMENTS>
-    __device__ __forceinline__ void sum_tile(float (&sums)[S::QUADS * 4], uint32_t stage, int of,
-                                             int tile, int first_group, const fq_cuda_matrix &w,
-                                             zero_terms<S::BITS, T> &zero) const {
+    /* What a thread needs to find its part of a stage: addresses in the first one. */
+    struct lane_place {
+        uint32_t codes, scales, zeros, x;
+
+        __device__ __forceinline__ explicit lane_place(const decoder &d) {
+            const int group = d.thread / 128, warp = d.thread / 32 % 4;
+            const int pair = warp * 8 + d.lane / 4;
+
+            codes = d.ring + S::CODES + group * S::STRIP + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
+                    lane_offset<S::BITS>(d.lane);
+            scales = d.ring + S::SCALES + group * d.launch.slots * FQ_CUDA_SCALE_BYTES + pair * 4;
+            zeros = d.ring + d.zeros_at + group * d.launch.slots * FQ_CUDA_ZERO_BYTES + pair * 2;
+            x = wgmma_tile(d.ring);
+        }
+    };
+
+    /* One tile: its SEGMENTS parts of equal scale are summed apart, then scaled.  stage: bytes from
+     * the first stage to this one; step0: the tile's first step, counted from the stage's. */
+    template <int SEGMENTS, bool ZEROS>
+    __device__ __forceinline__ void
+    sum_tile(float (&sums)[S::QUADS * 4], const lane_codes<S::BITS> &codes, const lane_place &at,
+             uint32_t stage, int step0, const group_phase &groups, bool bf16_scales) const {
         constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS; /* of a segment */
         constexpr int PARTS = S::PARTS < SEGMENTS ? S::PARTS : SEGMENTS;
-        const int group = thread / 128, warp = thread / 32 % 4;
-        const lane_codes<S::BITS> codes = load_codes<S::BITS>(
-            stage + S::CODES + group * S::STRIP + of * FQ_CUDA_TILE_BYTES(S::BITS) +
-                warp * FQ_CUDA_QUARTER_BYTES(S::BITS),
-            lane);
-        const uint64_t x = wgmma_tile(stage + of * S::X_TILE);
+        const uint32_t x = at.x + stage / 16 + step0 / FQ_CUDA_STEPS * (S::X_TILE / 16);
 
 #pragma unroll
         for (int segment = 0; segment < SEGMENTS; segment += PARTS) {
@@ -213,16 +225,14 @@ template <class S, class T> class decoder {
 
 #pragma unroll
             for (int i = 0; i < PARTS; i++) {
-                int slot = group_of_step(w, tile * FQ_CUDA_STEPS + (segment + i) * STEPS) -
-                           first_group + group * launch.slots;
-                int pair = warp * 8 + lane / 4;
+                const int slot = groups.slot(step0 + (segment + i) * STEPS);
+                zero_terms<S::BITS, T> zero = middle_zeros<S::BITS, T>();
 
-                scale[i] =
-                    unpack_scales(lds_32(stage + S::SCALES + slot * FQ_CUDA_SCALE_BYTES + pair * 4),
-                                  w.scale_bf16);
-                if (w.zeros)
+                scale[i] = unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES),
+                                         bf16_scales);
+                if (ZEROS)
                     zero = unpack_zeros<S::BITS, T>(
-                        lds_16(stage + zeros_at + slot * FQ_CUDA_ZERO_BYTES + pair * 2));
+                        lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
 #pragma unroll
                 for (int s = 0; s < STEPS; s++)
                     fragment<S::BITS, T>(a[i * STEPS + s], codes, (segment + i) * STEPS + s, zero);
@@ -235,9 +245,9 @@ template <class S, class T> class decoder {
             for (int i = 0; i < PARTS; i++)
 #pragma unroll
                 for (int s = 0; s < STEPS; s++)
-                    wgmma<S::N>::template mma<T>(part[i], a[i * STEPS + s],
-                                                 x + ((segment + i) * STEPS + s) * WGMMA_STEP,
-                                                 s > 0);
+                    wgmma<S::N>::template mma<T>(
+                        part[i], a[i * STEPS + s],
+                        wgmma_descriptor(x + ((segment + i) * STEPS + s) * WGMMA_STEP), s > 0);
             wgmma_commit();
             wgmma_wait<0>();
 #pragma unroll
@@ -251,15 +261,55 @@ template <class S, class T> class decoder {
         }
     }
 
-    template <int SEGMENTS>
-    __device__ __forceinline__ void sum_unit(float (&sums)[S::QUADS * 4], uint32_t stage, int unit,
-                                             const fq_cuda_matrix &w,
-                                             zero_terms<S::BITS, T> &zero) const {
-        const int tile = unit * S::KT, first_group = group_of_step(w, tile * FQ_CUDA_STEPS);
+    /* All units of a segment. */
+    template <int SEGMENTS, bool ZEROS>
+    __device__ __forceinline__ void sum_units(float (&sums)[S::QUADS * 4],
+                                              const fq_cuda_segment &segment,
+                                              const fq_cuda_matrix &w, ring_place &place) const {
+        const lane_place at(*this);
+        const bool bf16_scales = w.scale_bf16;
+        group_phase groups(w, segment.begin * S::KT);
+        int tiles = w.tiles - segment.begin * S::KT; /* from here to the end of K */
 
-        for (int of = 0; of < S::KT; of++)
-            if (S::KT == 1 || tile + of < w.tiles)
-                sum_tile<SEGMENTS>(sums, stage, of, tile + of, first_group, w, zero);
+        for (int unit = segment.begin; unit < segment.end; unit++) {
+            const uint32_t stage = place.stage * stage_bytes;
+
+            mbarrier_wait(full_of(place), place.parity);
+            if (S::DIRECT)
+                fence_async_proxy();
+#pragma unroll
+            for (int of = 0; of < S::KT; of++)
+                if (of == 0 || of < tiles)
+                    sum_tile<SEGMENTS, ZEROS>(
+                        sums,
+                        load_codes<S::BITS>(at.codes + stage + of * FQ_CUDA_TILE_BYTES(S::BITS)),
+                        at, stage, of * FQ_CUDA_STEPS, groups, bf16_scales);
+            release(place);
+            groups.advance(S::KT * FQ_CUDA_STEPS);
+            tiles -= S::KT;
+            place.next();
+        }
+    }
+
+    template <bool ZEROS>
+    __device__ __forceinline__ void sum_segment(float (&sums)[S::QUADS * 4],
+                                                const fq_cuda_segment &segment,
+                                                const fq_cuda_matrix &w, ring_place &place) const {
+        if (w.slots_log2 == 0)
+            sum_units<1, ZEROS>(sums, segment, w, place);
+        else if (w.slots_log2 == 1)
+            sum_units<2, ZEROS>(sums, segment, w, place);
+        else
+            sum_units<4, ZEROS>(sums, segment, w, place);
+    }
+
+    /* A warpgroup without a strip only lets the stages go. */
+    __device__ __forceinline__ void skip_segment(const fq_cuda_segment &segment,
+                                                 ring_place &place) const {
+        for (int unit = segment.begin; unit < segment.end; unit++, place.next()) {
+            mbarrier_wait(full_of(place), place.parity);
+            release(place);
+        }
     }
 
     __device__ __forceinline__ void release(const ring_place &place) const {
@@ -334,18 +384,15 @@ template <class S, class T> class decoder {
         for (int i = 0; i < launch.stages && of_w.valid; i++)
             put_next_weights();
         grid_wait();
-        for (; of_x.valid; of_x.next(), x_place.next()) {
+        for (int i = 0; of_x.valid; i++, of_x.next(), x_place.next()) {
+            if (i >= launch.stages) {
+                mbarrier_wait(empty_of(w_place), w_place.parity ^ 1);
+                put_next_weights();
+            }
             if constexpr (S::DIRECT)
                 put_rows(x_place, of_x.unit);
             else
                 put_arranged(x_place, copy, of_x.unit);
-            if (of_w.valid) {
-                if (S::DIRECT)
-                    mbarrier_wait(empty_of(w_place), w_place.parity ^ 1);
-                else
-                    mbarrier_wait_cluster(empty_of(w_place), w_place.parity ^ 1);
-                put_next_weights();
-            }
         }
     }
 
@@ -353,7 +400,6 @@ template <class S, class T> class decoder {
         const int group = thread / 128;
         ring_place place(launch.stages);
         fq_cuda_segment segment;
-        zero_terms<S::BITS, T> zero = middle_zeros<S::BITS, T>();
 
         for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
             const fq_cuda_matrix *w;
@@ -361,22 +407,12 @@ template <class S, class T> class decoder {
             int strip;
             const bool present = find_strip(segment.block, group, w, strip);
 
-            for (int unit = segment.begin; unit < segment.end; unit++, place.next()) {
-                uint32_t stage = ring + place.stage * stage_bytes;
-
-                mbarrier_wait(full_of(place), place.parity);
-                if (S::DIRECT)
-                    fence_async_proxy();
-                if (present) {
-                    if (w->slots_log2 == 0)
-                        sum_unit<1>(sums, stage, unit, *w, zero);
-                    else if (w->slots_log2 == 1)
-                        sum_unit<2>(sums, stage, unit, *w, zero);
-                    else
-                        sum_unit<4>(sums, stage, unit, *w, zero);
-                }
-                release(place);
-            }
+            if (!present)
+                skip_segment(segment, place);
+            else if (w->zeros)
+                sum_segment<true>(sums, segment, *w, place);
+            else
+                sum_segment<false>(sums, segment, *w, place);
             grid_wait(); /* the workspace and Y may be in use by the kernels before */
             if (segment.end - segment.begin < launch.shares.units &&
                 !add_parts<S::QUADS, S::CONSUMERS>(launch, worker, half, segment, sums, thread,

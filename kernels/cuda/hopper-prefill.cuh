@@ -2,13 +2,13 @@
 /*
  * The prefill path on Hopper, m > FQ_DECODE_ROWS: bound by the tensor cores.
  *
- * A CTA has two consumer warpgroups, each with STRIPS strips of W and all N rows of
- * X of the block, and a producer.  The other CTA of the worker (shares.h) has the
- * next strips and the same rows of X, of which each loads one half for both:
+ * A CTA has two consumer warpgroups, each with one strip of W and all N rows of X of
+ * the block, and a producer.  The other CTA of the worker (shares.h) has the next
+ * strips and the same rows of X, of which each loads one half for both:
  *
  *                     N rows of X
  *                  +---------------+
- *      CTA 0       |  warpgroup 0  |  STRIPS × 64 rows of W
+ *      CTA 0       |  warpgroup 0  |  64 rows of W
  *                  |  warpgroup 1  |
  *                  +---------------+
  *      CTA 1       |      ...      |
@@ -26,23 +26,21 @@
 
 #include "hopper.cuh"
 
-template <int N_, int STRIPS_, int BITS_> struct prefill_shape {
-    static constexpr int N = N_, STRIPS = STRIPS_, BITS = BITS_;
-    static constexpr int GROUPS = 2; /* consumer warpgroups */
+template <int N_, int BITS_> struct prefill_shape {
+    static constexpr int N = N_, BITS = BITS_;
+    static constexpr int GROUPS = 2; /* consumer warpgroups, a strip of W each */
     static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
-    static constexpr int ALL_STRIPS = GROUPS * STRIPS; /* of a CTA */
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
-    static constexpr int QUADS = STRIPS * N / 8; /* float4 of sums that a thread has */
+    static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
     /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
-    static constexpr int CODES = N * 128, SCALES = CODES + ALL_STRIPS * TILE;
+    static constexpr int CODES = N * 128, SCALES = CODES + GROUPS * TILE;
     /* Where sums change their order on the way out: some rows of X by one strip, a warpgroup. */
     static constexpr int OUT_PITCH = FQ_CUDA_STRIP * 4 + 16, OUT_ROWS = 32;
     static constexpr int OUT = OUT_ROWS * OUT_PITCH;
     static constexpr int OUT_QUADS = OUT_ROWS / 8;
 
     static __host__ __device__ int stage_bytes(int slots, bool zeros) {
-        int bytes =
-            SCALES + ALL_STRIPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
+        int bytes = SCALES + GROUPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
 
         return (bytes + 1023) / 1024 * 1024;
     }
@@ -78,11 +76,11 @@ template <class S, class T> class prefiller {
         int cta = block % launch.blocks_n * FQ_CUDA_CLUSTER + half;
 
         if (launch.gate.codes) {
-            w = index < S::STRIPS ? &launch.gate : &launch.w;
-            strip = cta * S::STRIPS + index % S::STRIPS;
+            w = index == 0 ? &launch.gate : &launch.w;
+            strip = cta;
         } else {
             w = &launch.w;
-            strip = cta * S::ALL_STRIPS + index;
+            strip = cta * S::GROUPS + index;
         }
         return strip < w->strips;
     }
@@ -135,10 +133,9 @@ template <class S, class T> class prefiller {
         zero_terms<S::BITS, T> zero;
     };
 
-    __device__ __forceinline__ void load_terms(group_terms &terms, uint32_t stage, int index,
-                                               int slot, const fq_cuda_matrix &w,
-                                               float factor) const {
-        const int at = index * launch.slots + slot, pair = thread / 32 % 4 * 8 + lane / 4;
+    __device__ __forceinline__ void load_terms(group_terms &terms, uint32_t stage, int slot,
+                                               const fq_cuda_matrix &w, float factor) const {
+        const int at = group * launch.slots + slot, pair = thread / 32 % 4 * 8 + lane / 4;
         const float2 scale = unpack_scales(
             lds_32(stage + S::SCALES + at * FQ_CUDA_SCALE_BYTES + pair * 4), w.scale_bf16);
 
@@ -149,36 +146,28 @@ template <class S, class T> class prefiller {
                 lds_16(stage + zeros_at + at * FQ_CUDA_ZERO_BYTES + pair * 2));
     }
 
-    /* The weights of a tile of each strip, ready for wgmma. */
-    using fragments = uint32_t[S::STRIPS][FQ_CUDA_STEPS][4];
+    /* The weights of a strip and tile, ready for wgmma. */
+    using fragments = uint32_t[FQ_CUDA_STEPS][4];
 
     /* From the codes and scales in a stage.  SEGMENTS: parts of the tile that may differ in scale.
      */
     template <int SEGMENTS>
-    __device__ __forceinline__ void dequantize(fragments &a, uint32_t stage, int tile,
-                                               const fq_cuda_matrix &w, float factor,
-                                               group_terms (&terms)[S::STRIPS]) const {
-#pragma unroll
-        for (int s = 0; s < S::STRIPS; s++) {
-            const int index = group * S::STRIPS + s, first = tile * FQ_CUDA_STEPS;
-            const lane_codes<S::BITS> codes =
-                load_codes<S::BITS>(stage + S::CODES + index * S::TILE +
-                                        thread / 32 % 4 * FQ_CUDA_QUARTER_BYTES(S::BITS),
-                                    lane);
+    __device__ __forceinline__ void
+    dequantize(fragments &a, uint32_t stage, const fq_cuda_matrix &w, float factor,
+               const group_phase &groups, group_terms &terms) const {
+        const lane_codes<S::BITS> codes = load_codes<S::BITS>(
+            stage + S::CODES + group * S::TILE + thread / 32 % 4 * FQ_CUDA_QUARTER_BYTES(S::BITS) +
+            lane_offset<S::BITS>(lane));
 
 #pragma unroll
-            for (int step = 0; step < FQ_CUDA_STEPS; step++) {
-                uint32_t(&v)[4] = a[s][step];
-
-                if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
-                    load_terms(terms[s], stage, index,
-                               group_of_step(w, first + step) - group_of_step(w, first), w, factor);
-                fragment<S::BITS, T>(v, codes, step, terms[s].zero);
-                v[0] = T::mul(v[0], terms[s].low);
-                v[1] = T::mul(v[1], terms[s].high);
-                v[2] = T::mul(v[2], terms[s].low);
-                v[3] = T::mul(v[3], terms[s].high);
-            }
+        for (int step = 0; step < FQ_CUDA_STEPS; step++) {
+            if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
+                load_terms(terms, stage, groups.slot(step), w, factor);
+            fragment<S::BITS, T>(a[step], codes, step, terms.zero);
+            a[step][0] = T::mul(a[step][0], terms.low);
+            a[step][1] = T::mul(a[step][1], terms.high);
+            a[step][2] = T::mul(a[step][2], terms.low);
+            a[step][3] = T::mul(a[step][3], terms.high);
         }
     }
 
@@ -190,61 +179,66 @@ template <class S, class T> class prefiller {
         }
     }
 
+    /* Queues a tile's products. */
+    __device__ __forceinline__ void multiply(float (&sums)[S::QUADS * 4], fragments &a,
+                                             uint32_t stage) const {
+        const uint32_t x = wgmma_tile(stage);
+
+#pragma unroll
+        for (int step = 0; step < FQ_CUDA_STEPS; step++)
+            settle(a[step]);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < FQ_CUDA_STEPS; step++)
+            wgmma<S::N>::template mma<T>(sums, a[step], wgmma_descriptor(x + step * WGMMA_STEP), 1);
+        wgmma_commit();
+    }
+
     /*
-     * All tiles of a segment.  While the tensor cores are at one tile, the next one is dequantized;
-     * the other warpgroup's products fill the gap between two of this one's.
+     * All tiles of a segment.  While the tensor cores are at one tile, the next one is dequantized.
+     * Between two of this warpgroup's tiles they have nothing but the other's, so that time is kept
+     * short: nothing happens in it but the wait, and a stage is released once the next tile is
+     * queued.
      */
     template <int SEGMENTS>
     __device__ __forceinline__ void
-    sum_tiles(float (&sums)[S::STRIPS][S::N / 2], const fq_cuda_segment &segment,
-              const fq_cuda_matrix &w, float factor, ring_place &place) const {
-        group_terms terms[S::STRIPS];
-        fragments a, next;
+    sum_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment, const fq_cuda_matrix &w,
+              float factor, ring_place &place) const {
+        group_terms terms;
+        group_phase groups(w, segment.begin);
+        fragments a[2];
         uint32_t stage = ring + place.stage * stage_bytes;
+        int previous = -1;
 
-#pragma unroll
-        for (int s = 0; s < S::STRIPS; s++)
-            terms[s].zero = middle_zeros<S::BITS, T>();
+        terms.zero = middle_zeros<S::BITS, T>();
         mbarrier_wait(full_of(place), place.parity);
-        dequantize<SEGMENTS>(a, stage, segment.begin, w, factor, terms);
-        for (int tile = segment.begin; tile < segment.end; tile++) {
-            const uint64_t x = wgmma_tile(stage);
-            const int here = place.stage;
+        dequantize<SEGMENTS>(a[0], stage, w, factor, groups, terms);
+        for (int tile = segment.begin; tile < segment.end; tile += 2) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (tile + i >= segment.end)
+                    break;
+                const int here = place.stage;
 
-#pragma unroll
-            for (int s = 0; s < S::STRIPS; s++)
-#pragma unroll
-                for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                    settle(a[s][step]);
-            wgmma_fence();
-#pragma unroll
-            for (int step = 0; step < FQ_CUDA_STEPS; step++)
-#pragma unroll
-                for (int s = 0; s < S::STRIPS; s++)
-                    wgmma<S::N>::template mma<T>(sums[s], a[s][step], x + step * WGMMA_STEP, 1);
-            wgmma_commit();
-            place.next();
-            if (tile + 1 < segment.end) {
-                stage = ring + place.stage * stage_bytes;
-                mbarrier_wait(full_of(place), place.parity);
-                dequantize<SEGMENTS>(next, stage, tile + 1, w, factor, terms);
+                multiply(sums, a[i], stage);
+                if (previous >= 0)
+                    release(previous);
+                previous = here;
+                place.next();
+                if (tile + i + 1 < segment.end) {
+                    stage = ring + place.stage * stage_bytes;
+                    mbarrier_wait(full_of(place), place.parity);
+                    groups.advance(FQ_CUDA_STEPS);
+                    dequantize<SEGMENTS>(a[1 - i], stage, w, factor, groups, terms);
+                }
+                wgmma_wait<0>();
             }
-            wgmma_wait<0>();
-#pragma unroll
-            for (int s = 0; s < S::STRIPS; s++)
-#pragma unroll
-                for (int step = 0; step < FQ_CUDA_STEPS; step++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        a[s][step][i] = next[s][step][i];
-            release(here);
         }
-#pragma unroll
-        for (int s = 0; s < S::STRIPS; s++)
-            settle(sums[s]);
+        release(previous);
+        settle(sums);
     }
 
-    __device__ __forceinline__ void sum_segment(float (&sums)[S::STRIPS][S::N / 2],
+    __device__ __forceinline__ void sum_segment(float (&sums)[S::QUADS * 4],
                                                 const fq_cuda_segment &segment,
                                                 const fq_cuda_matrix &w, bool present, float factor,
                                                 ring_place &place) const {
@@ -262,11 +256,12 @@ template <class S, class T> class prefiller {
         }
     }
 
-    /* Some rows of X of one strip at a time go through shared memory, so that results lie side by
+    /* Some rows of X at a time go through shared memory, so that results lie side by
      * side.  Of a gated pair, warpgroup 0 brings the gate's sums and 1 those of W. */
     __device__ __forceinline__ void store(const float (&sums)[S::QUADS * 4], int m0,
-                                          int strip0) const {
-        constexpr int CHUNKS = S::N / S::OUT_ROWS; /* of a strip */
+                                          int strip) const {
+        constexpr int CHUNKS = S::N / S::OUT_ROWS;
+        const int n0 = strip * FQ_CUDA_STRIP;
         const bool gated = launch.gate.codes != nullptr;
         const int barrier = gated ? FQ_CUDA_BARRIER_GATE : FQ_CUDA_BARRIER_GROUPS + group;
         const int threads = gated ? S::CONSUMERS : 128;
@@ -274,15 +269,14 @@ template <class S, class T> class prefiller {
         const uint32_t mine = buffer + lane % 4 * 2 * S::OUT_PITCH +
                               (thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4) * 4;
 
-        for (int chunk = 0; chunk < S::STRIPS * CHUNKS; chunk++) {
-            int row0 = m0 + chunk % CHUNKS * S::OUT_ROWS;
-            int n0 = (strip0 + chunk / CHUNKS) * FQ_CUDA_STRIP;
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            const int row0 = m0 + chunk * S::OUT_ROWS;
 
             if (row0 >= launch.m)
-                continue;
+                return;
             named_barrier(barrier, threads); /* the last chunk is stored */
 #pragma unroll
-            for (int c = 0; c < S::STRIPS * CHUNKS; c++) {
+            for (int c = 0; c < CHUNKS; c++) {
                 if (c != chunk)
                     continue;
 #pragma unroll
@@ -318,7 +312,7 @@ template <class S, class T> class prefiller {
     __device__ __forceinline__ prefiller(const fq_cuda_launch &l, uint32_t shared, bool &l_last)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
           empty(full + l.stages * 8), out(empty + l.stages * 8), stage_bytes(l.stage_bytes),
-          zeros_at(S::SCALES + S::ALL_STRIPS * l.slots * FQ_CUDA_SCALE_BYTES),
+          zeros_at(S::SCALES + S::GROUPS * l.slots * FQ_CUDA_SCALE_BYTES),
           worker(blockIdx.x / FQ_CUDA_CLUSTER), half(blockIdx.x % FQ_CUDA_CLUSTER),
           thread(threadIdx.x), lane(threadIdx.x % 32), group(threadIdx.x / 128), last(l_last) {
     }
@@ -340,12 +334,12 @@ template <class S, class T> class prefiller {
         for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
             const fq_cuda_matrix *w = &launch.w;
             int strip = 0;
-            bool present = lane < S::ALL_STRIPS && find_strip(segment.block, lane, w, strip);
+            bool present = lane < S::GROUPS && find_strip(segment.block, lane, w, strip);
             strip_source source(*w, strip, present);
             int m0 = block_m0(segment.block);
 
             for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
-                mbarrier_wait_cluster(empty_of(place), place.parity ^ 1);
+                mbarrier_wait(empty_of(place), place.parity ^ 1);
                 put_stage(place, map, m0, tile, *w, source);
             }
         }
@@ -357,23 +351,22 @@ template <class S, class T> class prefiller {
 
         grid_wait();
         for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
-            float sums[S::STRIPS][S::N / 2] = {};
-            float(&all)[S::QUADS * 4] = reinterpret_cast<float(&)[S::QUADS * 4]>(sums);
+            float sums[S::QUADS * 4] = {};
             const fq_cuda_matrix *w;
             int strip, m0 = block_m0(segment.block);
-            bool present = find_strip(segment.block, group * S::STRIPS, w, strip);
+            bool present = find_strip(segment.block, group, w, strip);
             float factor = scale_factor(*w);
 
             sum_segment(sums, segment, *w, present, factor, place);
 #pragma unroll
             for (int i = 0; i < S::QUADS * 4; i++)
-                all[i] *= 1.0f / factor;
+                sums[i] *= 1.0f / factor;
             if (segment.end - segment.begin < launch.shares.units &&
-                !add_parts<S::QUADS, S::CONSUMERS>(
-                    launch, worker, half, segment, all, thread, last,
-                    [&](int q) { return m0 + q % (S::N / 8) * 8 < launch.m; }))
+                !add_parts<S::QUADS, S::CONSUMERS>(launch, worker, half, segment, sums, thread,
+                                                   last,
+                                                   [&](int q) { return m0 + q * 8 < launch.m; }))
                 continue;
-            store(all, m0, strip);
+            store(sums, m0, strip);
         }
     }
 };
@@ -421,8 +414,8 @@ static cudaError_t queue_prefill(fq_cuda_launch args, const CUtensorMap &map, cu
                              FQ_CUDA_CLUSTER, stream, args, map);
 }
 
-template <int BITS> using prefill_128 = prefill_shape<128, 2, BITS>;
-template <int BITS> using prefill_256 = prefill_shape<256, 1, BITS>;
+template <int BITS> using prefill_128 = prefill_shape<128, BITS>;
+template <int BITS> using prefill_256 = prefill_shape<256, BITS>;
 
 template <int BITS, class T>
 static cudaError_t queue_prefill_by_rows(const fq_cuda_launch &args, const CUtensorMap &map,

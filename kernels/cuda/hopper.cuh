@@ -59,17 +59,35 @@ struct ring_place {
     }
 };
 
-static __device__ __forceinline__ int group_of_step(const fq_cuda_matrix &w, int step) {
-    return w.group_shift >= 0 ? step >> w.group_shift : step / w.group_steps;
-}
-
 /* The groups that tiles [tile, tile + count) of a matrix meet. */
 struct group_span {
     int first, count;
 
     __device__ __forceinline__ group_span(const fq_cuda_matrix &w, int tile, int tiles)
-        : first(group_of_step(w, tile * FQ_CUDA_STEPS)),
-          count(group_of_step(w, (tile + tiles) * FQ_CUDA_STEPS - 1) - first + 1) {
+        : first(tile * FQ_CUDA_STEPS / w.group_steps),
+          count(((tile + tiles) * FQ_CUDA_STEPS - 1) / w.group_steps - first + 1) {
+    }
+};
+
+/*
+ * Where a walk along K is within its group.  A stage's scales start with those of the group that
+ * its first step is in, slot 0.
+ */
+struct group_phase {
+    int phase, steps; /* steps into the group, of so many */
+    uint32_t inverse; /* of steps: what is divided here is less than steps + 16, hence exact */
+
+    __device__ __forceinline__ group_phase(const fq_cuda_matrix &w, int tile)
+        : phase(tile * FQ_CUDA_STEPS % w.group_steps), steps(w.group_steps),
+          inverse(w.group_inverse) {
+    }
+    /* Of the step-th step from here. */
+    __device__ __forceinline__ int slot(int step) const {
+        return __umulhi(2 * (phase + step), inverse);
+    }
+    __device__ __forceinline__ void advance(int by) {
+        phase += by;
+        phase -= __umulhi(2 * phase, inverse) * steps;
     }
 };
 
@@ -98,6 +116,8 @@ template <int QUADS, int THREADS, class NEEDED>
 static __device__ __forceinline__ bool
 add_parts(const fq_cuda_launch &launch, int worker, int half, const fq_cuda_segment &segment,
           float (&sums)[QUADS * 4], int thread, bool &last, NEEDED needed) {
+    constexpr int BATCH = QUADS < 8 ? QUADS : 8;     /* float4 that are asked for at a time */
+    constexpr int AHEAD = QUADS < 4 ? 4 / QUADS : 1; /* and parts */
     const int first = fq_cuda_first_worker(&launch.shares, segment.block);
     const int parts = fq_cuda_last_worker(&launch.shares, segment.block) - first + 1;
     auto part = [&](int of) {
@@ -114,33 +134,41 @@ add_parts(const fq_cuda_launch &launch, int worker, int half, const fq_cuda_segm
         if (needed(q))
             __stcg(mine + q * THREADS,
                    make_float4(sums[4 * q], sums[4 * q + 1], sums[4 * q + 2], sums[4 * q + 3]));
-    __threadfence();
     named_barrier(FQ_CUDA_BARRIER_CONSUMERS, THREADS);
     if (thread == 0) {
-        last = atomicAdd(counter, 1u) == parts - 1;
+        last = count_up(counter) == parts - 1;
         if (last)
             *counter = 0; /* for the next launch */
     }
     named_barrier(FQ_CUDA_BARRIER_CONSUMERS, THREADS);
     if (!last)
         return false;
-    __threadfence();
 #pragma unroll
     for (int i = 0; i < QUADS * 4; i++)
         sums[i] = 0.0f;
-    for (int of = first; of < first + parts; of++) {
-        const float4 *from = part(of);
+    for (int of = first; of < first + parts; of += AHEAD) {
+#pragma unroll
+        for (int q0 = 0; q0 < QUADS; q0 += BATCH) {
+            float4 p[AHEAD][BATCH];
 
 #pragma unroll
-        for (int q = 0; q < QUADS; q++) {
-            if (needed(q)) {
-                float4 p = __ldcg(from + q * THREADS);
+            for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+                for (int q = 0; q < BATCH; q++)
+                    if (of + i < first + parts && needed(q0 + q))
+                        p[i][q] = __ldcg(part(of + i) + (q0 + q) * THREADS);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+                for (int q = 0; q < BATCH; q++)
+                    if (of + i < first + parts && needed(q0 + q)) {
+                        float *sum = sums + (q0 + q) * 4;
 
-                sums[4 * q] += p.x;
-                sums[4 * q + 1] += p.y;
-                sums[4 * q + 2] += p.z;
-                sums[4 * q + 3] += p.w;
-            }
+                        sum[0] += p[i][q].x;
+                        sum[1] += p[i][q].y;
+                        sum[2] += p[i][q].z;
+                        sum[3] += p[i][q].w;
+                    }
         }
     }
     return true;

@@ -69,10 +69,11 @@ struct fq_cuda_matrix {
     const struct fq_cuda_meta *meta;
     int n, k, bits;
     int strips, tiles;
-    int groups;      /* along the padded K */
-    int group_steps; /* k16 steps a group; of no use where group_shift ≥ 0 */
-    int group_shift; /* group of a step = step >> group_shift; −1: step / group_steps */
-    int slots_log2;  /* log2 of the scales a row may need within one tile: 0, 1 or 2 */
+    int groups;             /* along the padded K */
+    int group_steps;        /* k16 steps a group; all of K, where that is one group */
+    int group_shift;        /* group of a step = step >> group_shift; −1: step / group_steps */
+    uint32_t group_inverse; /* 2^31 / group_steps, rounded up; 0 where all of K is one group */
+    int slots_log2;         /* log2 of the scales a row may need within one tile: 0, 1 or 2 */
     int scale_bf16;
 };
 

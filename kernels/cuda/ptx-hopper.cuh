@@ -42,14 +42,16 @@ static __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/* At the same place in the shared memory of another CTA of the cluster. */
+/*
+ * At the same place in the shared memory of another CTA of the cluster.  Says only that this thread
+ * has read what it wanted: a release at cluster scope would cost a fence of the whole GPU's memory.
+ */
 static __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint32_t rank) {
-    asm volatile(
-        "{\n.reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
+    asm volatile("{\n.reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
 }
 
 /* One arrival once the cp.async of this thread so far are done. */
@@ -62,18 +64,6 @@ static __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t 
     asm volatile("{\n.reg .pred done;\n"
                  "again:\n"
                  "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-                 "@done bra over;\n"
-                 "bra again;\n"
-                 "over:\n}" ::"r"(barrier),
-                 "r"(parity)
-                 : "memory");
-}
-
-/* The same where threads of other CTAs of the cluster arrive. */
-static __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
-    asm volatile("{\n.reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
                  "@done bra over;\n"
                  "bra again;\n"
                  "over:\n}" ::"r"(barrier),
@@ -110,6 +100,18 @@ tensor_copy_multicast(uint32_t to, const void *map, int x, int y, uint32_t barri
                  ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
                  "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(mask)
                  : "memory");
+}
+
+/* Adds to a counter in global memory: what the CTA wrote before is seen by whoever sees the sum,
+ * and the other way round. */
+static __device__ __forceinline__ unsigned count_up(unsigned *counter) {
+    unsigned before;
+
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(counter)
+                 : "memory");
+    return before;
 }
 
 /* 16 bytes by this thread, past L1; takes only the first `bytes` and writes zeros for the rest. */
@@ -167,14 +169,21 @@ template <int PENDING> static __device__ __forceinline__ void wgmma_wait() {
 }
 
 /*
- * Describes a tile of X in shared memory: rows of 128 bytes (64 columns), the 16-byte pieces of row
- * r at piece ^ (r % 8), eight rows to 1024 bytes, on which the tile starts.  One k16 step further
- * is WGMMA_STEP more.
+ * A tile of X in shared memory: rows of 128 bytes (64 columns), the 16-byte pieces of row r at
+ * piece ^ (r % 8), eight rows to 1024 bytes, on which the tile starts.  wgmma_tile() is the half of
+ * its descriptor that tells where; one k16 step further is WGMMA_STEP more, one byte 1/16.
  */
 #define WGMMA_STEP 2
-static __device__ __forceinline__ uint64_t wgmma_tile(uint32_t address) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
-           (uint64_t)1 << 62;
+static __device__ __forceinline__ uint32_t wgmma_tile(uint32_t address) {
+    return ((address & 0x3ffff) >> 4) | 1u << 16;
+}
+
+/* The other half: 1024 bytes from eight rows to the next, pieces permuted over 128 bytes. */
+static __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t tile) {
+    uint64_t descriptor;
+
+    asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(tile), "r"((1024u >> 4) | 1u << 30));
+    return descriptor;
 }
 
 /* Where piece `piece` of row `row` of such a tile lies. */

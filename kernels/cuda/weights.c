@@ -10,6 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Where group_inverse stops being exact: its square in k16 steps is 2^31. */
+#define GROUP_MAX (46336 * FQ_CUDA_STEP)
+
 static uint64_t align_part(uint64_t bytes) {
     return (bytes + FQ_CUDA_PART_ALIGN - 1) / FQ_CUDA_PART_ALIGN * FQ_CUDA_PART_ALIGN;
 }
@@ -34,7 +37,9 @@ static uint64_t plan(struct fq_cuda_matrix *packed, int64_t n, int64_t k, int64_
     packed->strips = (int)strips;
     packed->tiles = (int)tiles;
     packed->groups = whole ? 1 : (int)((tiles * FQ_CUDA_TILE + group - 1) / group);
-    packed->group_steps = whole ? 1 : (int)steps;
+    packed->group_steps = whole ? (int)tiles * FQ_CUDA_STEPS : (int)steps;
+    packed->group_inverse =
+        whole ? 0 : (uint32_t)((((uint64_t)1 << 31) + (uint64_t)steps - 1) / (uint64_t)steps);
     packed->group_shift = whole ? 31 : (steps & (steps - 1)) ? -1 : __builtin_ctzll(steps);
     packed->slots_log2 = whole || group % 64 == 0 ? 0 : group % 32 == 0 ? 1 : 2;
     packed->scale_bf16 = bf16;
@@ -230,6 +235,10 @@ static int make_weights(struct fq_backend *backend, const struct fq_matrix *matr
     struct parts parts;
     int status;
 
+    if (matrix->group < matrix->k && matrix->group > GROUP_MAX)
+        return fq_fail(err, FQ_UNSUPPORTED,
+                       "group size %lld: the cuda backend takes up to %d, or one scale a row",
+                       (long long)matrix->group, GROUP_MAX);
     status = fq_cuda_use(backend, err);
     if (status < 0)
         return status;
