@@ -141,6 +141,9 @@ static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
 
 #define DECODE_STRIPS  8 /* of a worker: hopper-decode.cuh */
 #define PREFILL_STRIPS 4 /* hopper-prefill.cuh */
+/* About what the adding up of a split block takes, in units of K. */
+#define DECODE_SPLIT_UNITS  4
+#define PREFILL_SPLIT_UNITS 16
 
 static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                                 struct fq_error *err) {
@@ -152,7 +155,7 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
     set_slots(launch, unit_tiles);
     launch->shares = fq_cuda_share_out(blocks_along_w(launch, DECODE_STRIPS),
                                        (w->tiles + unit_tiles - 1) / unit_tiles,
-                                       cuda->processors / FQ_CUDA_CLUSTER);
+                                       cuda->processors / FQ_CUDA_CLUSTER, DECODE_SPLIT_UNITS);
     if (launch->m > 16) {
         struct fq_cuda_arrange arrange = {
             .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
@@ -290,7 +293,7 @@ static void set_rows(struct fq_cuda_launch *launch, int m, const void *x, int64_
 static int decode_gathered(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                            struct fq_error *err) {
     struct fq_cuda_gather gather = {
-        .stride = (int64_t)launch->w.tiles * FQ_CUDA_TILE, .count = launch->w.k, .m = launch->m};
+        .stride = align_row(launch->w.k), .count = launch->w.k, .m = launch->m};
     int status;
 
     status = grow_scratch(stream, (uint64_t)gather.m * gather.stride * 2, err);
@@ -316,7 +319,7 @@ static int decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch, 
     if (hopper && launch->m > 16) /* the rows are arranged, wherever they lie */
         return launch_gemm(stream, launch, err);
     for (int i = 0; hopper && i < launch->m; i++)
-        gather |= !aligned(launch->x_rows[i]) || launch->w.k % FQ_CUDA_TILE;
+        gather |= !aligned(launch->x_rows[i]);
     return gather ? decode_gathered(stream, launch, err) : launch_gemm(stream, launch, err);
 }
 

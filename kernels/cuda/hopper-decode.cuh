@@ -27,9 +27,10 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int KT = BITS == 8 ? 1 : 2; /* tiles of K in a stage, a unit of the shares */
     static constexpr int GROUPS = 4;             /* consumer warpgroups, a strip each */
     static constexpr int CONSUMERS = 128 * GROUPS;
-    /* One warp produces.  Where registers are scarce it takes a warpgroup, for the consumers to be
-     * given its registers: a CTA starts with 96 a thread, and setmaxnreg only moves them. */
-    static constexpr int THREADS = CONSUMERS + (DIRECT ? 32 : 128);
+    /* One warp produces; where X comes row by row, another one does that.  Where registers are
+     * scarce producers are a warpgroup, for the consumers to be given their registers: a CTA starts
+     * with 96 a thread, and setmaxnreg only moves them. */
+    static constexpr int THREADS = CONSUMERS + (DIRECT ? 64 : 128);
     static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 112;
     static constexpr int CTAS = DIRECT ? 2 : 1;                   /* that fit a multiprocessor */
     static constexpr int SHARED = DIRECT ? 112 << 10 : 226 << 10; /* bytes of each, at most */
@@ -103,7 +104,7 @@ template <class S, class T> class decoder {
     }
 
     /* A lane's copies: lanes 0 to 3 codes of a strip each, then its scales, then its zero points.
-     * Lanes from X_LANE on have a row of X each, or the first of them all of it, arranged. */
+     * The lane after them has X, where it is arranged. */
     static constexpr int X_LANE = 3 * S::GROUPS;
 
     __device__ __forceinline__ strip_copies find_copies(const unit_cursor &at) const {
@@ -128,7 +129,7 @@ template <class S, class T> class decoder {
                                                 uint32_t to, int tiles) const {
         const uint32_t barrier = full_of(place);
         const uint32_t bytes = copies.bytes(tiles, FQ_CUDA_TILE_BYTES(S::BITS));
-        const uint32_t x = lane == X_LANE ? tiles * 128 * (S::DIRECT ? launch.m : S::N) : 0;
+        const uint32_t x = !S::DIRECT && lane == X_LANE ? tiles * S::X_TILE : 0;
         const uint32_t all = __reduce_add_sync(0xffffffffu, bytes + x);
 
         if (lane == 0)
@@ -151,15 +152,22 @@ template <class S, class T> class decoder {
                                 bytes, full_of(place), (1 << FQ_CUDA_CLUSTER) - 1);
     }
 
-    /* X straight from its rows; the host sees to their ends and alignment. */
-    __device__ __forceinline__ void put_rows(const ring_place &place, int unit, int tiles) const {
-        const int row = lane - X_LANE;
+    /* X straight from its rows, on 16 bytes, by a warp of its own: a lane has the same 16-byte
+     * piece of every second or fourth row. */
+    static constexpr int PIECES = S::KT * 8, ROWS_AT_ONCE = 32 / PIECES;
+    static constexpr int ROW_LOADS = S::N / ROWS_AT_ONCE;
 
-        if (row >= 0 && row < launch.m)
-            bulk_copy(ring + place.stage * stage_bytes + row * S::X_PITCH,
-                      static_cast<const uint8_t *>(launch.x_rows[row]) +
-                          (int64_t)unit * S::KT * 128,
-                      tiles * 128, full_of(place));
+    __device__ __forceinline__ void put_rows(const ring_place &place, int k,
+                                             const uint16_t *const (&rows)[ROW_LOADS],
+                                             uint32_t to) const {
+        const int bytes = max(0, min(16, (launch.w.k - k) * 2));
+
+        to += place.stage * stage_bytes;
+#pragma unroll
+        for (int i = 0; i < ROW_LOADS; i++)
+            if (i * ROWS_AT_ONCE + lane / PIECES < launch.m)
+                cp_async_16(to + i * ROWS_AT_ONCE * S::X_PITCH, rows[i] + (bytes ? k : 0), bytes);
+        mbarrier_arrive_copies(full_of(place));
     }
 
     __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
@@ -453,7 +461,7 @@ template <class S, class T> class decoder {
 
     __device__ __forceinline__ void init_barriers() const {
         for (int i = 0; i < launch.stages; i++) {
-            mbarrier_init(full + i * 8, 1);
+            mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 : 1);
             mbarrier_init(empty + i * 8, S::CONSUMERS / 32 * (S::DIRECT ? 1 : FQ_CUDA_CLUSTER));
         }
         mbarrier_fence_init();
@@ -472,23 +480,40 @@ template <class S, class T> class decoder {
                 copies = find_copies(at);
         };
         auto put_next_x = [&]() {
-            if constexpr (S::DIRECT)
-                put_rows(x_place, of_x.unit, tiles_of(of_x.unit));
-            else
-                put_arranged(x_place, of_x.unit, tiles_of(of_x.unit));
+            put_arranged(x_place, of_x.unit, tiles_of(of_x.unit));
             x_place.next();
             of_x.next();
         };
 
         for (int i = 0; i < launch.stages && at.valid; i++)
             put_next_weights();
-        grid_wait();
-        for (int i = 0; i < launch.stages && of_x.valid; i++)
-            put_next_x();
+        if (!S::DIRECT) {
+            grid_wait();
+            for (int i = 0; i < launch.stages && of_x.valid; i++)
+                put_next_x();
+        }
         while (at.valid) {
             mbarrier_wait(empty_of(place), place.parity ^ 1);
             put_next_weights();
-            put_next_x();
+            if (!S::DIRECT)
+                put_next_x();
+        }
+    }
+
+    __device__ __forceinline__ void produce_rows() {
+        const uint32_t to = ring + lane / PIECES * S::X_PITCH + lane % PIECES * 16;
+        const uint16_t *rows[ROW_LOADS];
+        unit_cursor at(launch.shares, worker);
+        ring_place place(launch.stages);
+
+        grid_wait();
+#pragma unroll
+        for (int i = 0; i < ROW_LOADS; i++)
+            rows[i] = static_cast<const uint16_t *>(
+                launch.x_rows[min(i * ROWS_AT_ONCE + lane / PIECES, launch.m - 1)]);
+        for (; at.valid; at.next(), place.next()) {
+            mbarrier_wait(empty_of(place), place.parity ^ 1);
+            put_rows(place, at.unit * (S::KT * FQ_CUDA_TILE) + lane % PIECES * 8, rows, to);
         }
     }
 
@@ -545,6 +570,8 @@ __global__ void __launch_bounds__(S::THREADS, S::CTAS)
             registers_give<S::PRODUCER_REGISTERS>();
         if (threadIdx.x < S::CONSUMERS + 32)
             d.produce();
+        else if (S::DIRECT)
+            d.produce_rows();
     } else {
         if (!S::DIRECT)
             registers_take<S::CONSUMER_REGISTERS>();

@@ -122,17 +122,39 @@ template <class S, class T> class prefiller {
         zero_terms<S::BITS, T> zero;
     };
 
-    __device__ __forceinline__ void load_terms(group_terms &terms, uint32_t stage, int slot,
-                                               const fq_cuda_matrix &w, float factor) const {
-        const int at = group * launch.slots + slot, pair = thread / 32 % 4 * 8 + lane / 4;
-        const float2 scale = unpack_scales(
-            lds_32(stage + S::SCALES + at * FQ_CUDA_SCALE_BYTES + pair * 4), w.scale_bf16);
+    /* What a thread needs to find its part of a stage: addresses in the first one. */
+    struct lane_place {
+        uint32_t codes, scales, zeros, x;
 
-        terms.low = T::pack(scale.x * factor, scale.x * factor);
-        terms.high = T::pack(scale.y * factor, scale.y * factor);
-        if (w.zeros)
-            terms.zero = unpack_zeros<S::BITS, T>(
-                lds_16(stage + zeros_at + at * FQ_CUDA_ZERO_BYTES + pair * 2));
+        __device__ __forceinline__ explicit lane_place(const prefiller &p) {
+            const int warp = p.thread / 32 % 4, pair = warp * 8 + p.lane / 4;
+
+            codes = p.ring + S::CODES + p.group * S::TILE + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
+                    lane_offset<S::BITS>(p.lane);
+            scales = p.ring + S::SCALES + p.group * p.launch.slots * FQ_CUDA_SCALE_BYTES + pair * 4;
+            zeros = p.ring + p.zeros_at + p.group * p.launch.slots * FQ_CUDA_ZERO_BYTES + pair * 2;
+            x = wgmma_tile(p.ring);
+        }
+    };
+
+    /* How a matrix's scales and zero points are to be read. */
+    struct matrix_kind {
+        bool bf16_scales, zeros;
+        float factor; /* of the scales */
+    };
+
+    /* stage: bytes from the first stage to this one. */
+    __device__ __forceinline__ void load_terms(group_terms &terms, const lane_place &at,
+                                               uint32_t stage, int slot,
+                                               const matrix_kind &kind) const {
+        const float2 scale =
+            unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), kind.bf16_scales);
+
+        terms.low = T::pack(scale.x * kind.factor, scale.x * kind.factor);
+        terms.high = T::pack(scale.y * kind.factor, scale.y * kind.factor);
+        if (kind.zeros)
+            terms.zero =
+                unpack_zeros<S::BITS, T>(lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
     }
 
     /* The weights of a strip and tile, ready for wgmma. */
@@ -141,17 +163,15 @@ template <class S, class T> class prefiller {
     /* From the codes and scales in a stage.  SEGMENTS: parts of the tile that may differ in scale.
      */
     template <int SEGMENTS>
-    __device__ __forceinline__ void
-    dequantize(fragments &a, uint32_t stage, const fq_cuda_matrix &w, float factor,
-               const group_phase &groups, group_terms &terms) const {
-        const lane_codes<S::BITS> codes = load_codes<S::BITS>(
-            stage + S::CODES + group * S::TILE + thread / 32 % 4 * FQ_CUDA_QUARTER_BYTES(S::BITS) +
-            lane_offset<S::BITS>(lane));
+    __device__ __forceinline__ void dequantize(fragments &a, const lane_place &at, uint32_t stage,
+                                               const matrix_kind &kind, const group_phase &groups,
+                                               group_terms &terms) const {
+        const lane_codes<S::BITS> codes = load_codes<S::BITS>(at.codes + stage);
 
 #pragma unroll
         for (int step = 0; step < FQ_CUDA_STEPS; step++) {
             if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
-                load_terms(terms, stage, groups.slot(step), w, factor);
+                load_terms(terms, at, stage, groups.slot(step), kind);
             fragment<S::BITS, T>(a[step], codes, step, terms.zero);
             a[step][0] = T::mul(a[step][0], terms.low);
             a[step][1] = T::mul(a[step][1], terms.high);
@@ -170,9 +190,7 @@ template <class S, class T> class prefiller {
 
     /* Queues a tile's products. */
     __device__ __forceinline__ void multiply(float (&sums)[S::QUADS * 4], fragments &a,
-                                             uint32_t stage) const {
-        const uint32_t x = wgmma_tile(stage);
-
+                                             uint32_t x) const {
 #pragma unroll
         for (int step = 0; step < FQ_CUDA_STEPS; step++)
             settle(a[step]);
@@ -196,12 +214,14 @@ template <class S, class T> class prefiller {
         group_terms terms;
         group_phase groups(w, segment.begin);
         fragments a[2];
-        uint32_t stage = ring + place.stage * stage_bytes;
+        const lane_place at(*this);
+        const matrix_kind kind = {w.scale_bf16 != 0, w.zeros != nullptr, factor};
+        uint32_t stage = place.stage * stage_bytes;
         int previous = -1;
 
         terms.zero = middle_zeros<S::BITS, T>();
         mbarrier_wait(full_of(place), place.parity);
-        dequantize<SEGMENTS>(a[0], stage, w, factor, groups, terms);
+        dequantize<SEGMENTS>(a[0], at, stage, kind, groups, terms);
         for (int tile = segment.begin; tile < segment.end; tile += 2) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -209,16 +229,16 @@ template <class S, class T> class prefiller {
                     break;
                 const int here = place.stage;
 
-                multiply(sums, a[i], stage);
+                multiply(sums, a[i], at.x + stage / 16);
                 if (previous >= 0)
                     release(previous);
                 previous = here;
                 place.next();
                 if (tile + i + 1 < segment.end) {
-                    stage = ring + place.stage * stage_bytes;
+                    stage = place.stage * stage_bytes;
                     mbarrier_wait(full_of(place), place.parity);
                     groups.advance(FQ_CUDA_STEPS);
-                    dequantize<SEGMENTS>(a[1 - i], stage, w, factor, groups, terms);
+                    dequantize<SEGMENTS>(a[1 - i], at, stage, kind, groups, terms);
                 }
                 wgmma_wait<0>();
             }

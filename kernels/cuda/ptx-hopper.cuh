@@ -54,6 +54,11 @@ static __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint
                  : "memory");
 }
 
+/* One arrival once the cp.async of this thread so far are done. */
+static __device__ __forceinline__ void mbarrier_arrive_copies(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 /* Sleeps until the phase of that parity is over. */
 static __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile("{\n.reg .pred done;\n"
@@ -108,6 +113,12 @@ static __device__ __forceinline__ unsigned load_acquire(const unsigned *flag) {
 
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
     return value;
+}
+
+/* 16 bytes by this thread, past L1; takes only the first `bytes` and writes zeros for the rest. */
+static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
 }
 
 /* ---- Clusters and parts of a CTA ---------------------------------------------------------------

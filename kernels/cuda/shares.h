@@ -75,7 +75,7 @@ static FQ_HOST_DEVICE bool fq_cuda_segment_at(const struct fq_cuda_shares *share
     }
     begin = fq_cuda_run_begin(shares, worker);
     end = fq_cuda_run_begin(shares, worker + 1);
-    if (begin == end)
+    if (begin == end) /* nothing is split */
         return false;
     first = ((end - 1) / shares->units - (index - dealt)) * shares->units; /* of the block */
     if (first + shares->units <= begin)
@@ -92,17 +92,23 @@ static FQ_HOST_DEVICE int fq_cuda_first_worker(const struct fq_cuda_shares *shar
     return fq_cuda_run_of(shares, (block - shares->whole) * shares->units);
 }
 
-/* Deals `blocks` blocks of `units` units to at most so many workers. */
-static inline struct fq_cuda_shares fq_cuda_share_out(int blocks, int units, int workers) {
+#define FQ_CUDA_PARTS_MAX 4 /* that a block is cut into where blocks are few */
+
+/* Deals `blocks` blocks of `units` units to at most so many workers.  A split costs as much as
+ * `split_units` units do. */
+static inline struct fq_cuda_shares fq_cuda_share_out(int blocks, int units, int workers,
+                                                      int split_units) {
     struct fq_cuda_shares shares = {blocks, units, workers, 0, 0, 0};
     int64_t all = (int64_t)blocks * units;
-    int split;
+    int rounds, split;
 
-    if (all < workers)
+    if (all < shares.workers)
         shares.workers = (int)all;
-    /* whole blocks: all but what would leave some workers idle at the end */
-    if (blocks % shares.workers == 0)
-        shares.whole = blocks;
+    if ((int64_t)blocks * FQ_CUDA_PARTS_MAX < shares.workers)
+        shares.workers = blocks * FQ_CUDA_PARTS_MAX;
+    rounds = (blocks + shares.workers - 1) / shares.workers;
+    if ((int64_t)rounds * units <= all / shares.workers + split_units)
+        shares.whole = blocks; /* workers that are idle at the end cost less */
     else if (blocks >= 2 * shares.workers)
         shares.whole = (blocks / shares.workers - 1) * shares.workers;
     split = (blocks - shares.whole) * units;
