@@ -58,7 +58,7 @@ static __global__ void fill(T *to, int64_t rows, int64_t columns, int bits, uint
     int64_t step = (int64_t)gridDim.x * blockDim.x;
 
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * columns; i += step)
-        store(to + i, scale * bench_value(seed, i / columns, i % columns, bits));
+        store(to + i, scale * fq_synthetic_value(seed, i / columns, i % columns, bits));
 }
 
 /* Multiprocessors of the current device, times `each`. */

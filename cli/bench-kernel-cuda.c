@@ -159,7 +159,7 @@ static int check_row(const struct operands *operands, const struct subject *subj
     int status = fq_memory_read(operands->y, (uint64_t)m * row_bytes, y, row_bytes, err);
 
     for (int64_t k = 0; k < operands->k; k++)
-        x[k] = bench_value(SEED_X, m, k, bits);
+        x[k] = fq_synthetic_value(SEED_X, m, k, bits);
     for (int i = 0; i < subject->check_count; i++) {
         const double *w = subject->check_w + i * operands->k;
         double sum = 0;

@@ -30,7 +30,7 @@ struct bench_command {
     int (*run)(struct fq_error *err);
 };
 
-extern const struct bench_command bench_kernel, bench_gemm;
+extern const struct bench_command bench_kernel, bench_model, bench_gemm;
 
 /* ---- Parsers (bench-options.c) ----------------------------------------------------------- */
 

@@ -9,7 +9,8 @@ finequant_quantize_LDADD = $(MODEL_LIBS) $(JANSSON_LIBS)
 # finequant-bench: one file a subcommand.
 bin_PROGRAMS += finequant-bench
 finequant_bench_SOURCES = cli/finequant-bench.c cli/bench.h cli/bench-options.c cli/bench-time.c \
-	cli/bench-rivals.c cli/bench-kernel.h cli/bench-kernel.c cli/bench-gemm.c
+	cli/bench-rivals.c cli/bench-kernel.h cli/bench-kernel.c cli/bench-model.h cli/bench-model.c \
+	cli/bench-model-step.c cli/bench-gemm.c
 finequant_bench_CPPFLAGS = $(AM_CPPFLAGS) $(OPENBLAS_CFLAGS)
 finequant_bench_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 finequant_bench_LDADD = libfinequant.la

@@ -48,6 +48,14 @@ refused 2 "--cublas is ''" kernel --cublas=
 refused 3 "no backend 'tpu'" kernel --backend=tpu
 refused 3 "group size is 128" kernel --group=128 --k=100
 refused 8 "/nowhere/table.csv" kernel --csv=/nowhere/table.csv
+refused 2 "--arch is needed" model
+refused 2 "--arch is 'gpt-2', allowed are opt-125m" model --arch=gpt-2
+refused 2 "--layers is '13', allowed are 1 to 12 for opt-125m" model --arch=opt-125m --layers=13
+refused 2 "--layers is '0'" model --arch=opt-125m --layers=0
+refused 2 "--m is '0'" model --arch=opt-125m --m=0
+refused 3 "no backend 'tpu'" model --arch=opt-125m --backend=tpu
+refused 3 "group size is 800" model --arch=opt-125m --backend=cpu --group=800
+refused 8 "/nowhere/table.csv" model --arch=opt-125m --csv=/nowhere/table.csv
 refused 2 "--model is needed" gemm
 refused 2 "--clients is '0'" gemm --clients=0
 refused 2 "--clients is '1,1025'" gemm --clients=1,1025
@@ -84,6 +92,25 @@ if [ "$combinations" != 64 ] || [ "$(wc -l <"$work/csv")" != 66 ] ||
     ! head -n 1 "$work/csv" | grep -q -- '--shape=32x64,64x96 --bits=4,3'; then
     echo "lists: expected 64 combinations in 66 lines below the command, got $combinations:"
     cat "$work/csv"
+    failed=1
+fi
+
+# A layer of a model: the bytes are those of its weights, scales, X and Y.
+"$bench" model --backend=cpu --arch=opt-125m --layers=1 --bits=4,3 --m=1,5 --rotate-mib=1 \
+    --csv="$work/csv" >"$work/out"
+if ! awk -F, '
+    NR == 1 { comment = /^# cpu.*--arch=opt-125m/ }
+    NR == 2 { header = $0 == "arch,layers,bits,group,dtype,m,ms,read_ms,tokens_per_s,bytes" }
+    NR > 2 {
+        weights = 12 * 768 * 768
+        rows[$3 "," $6] = index($0, "opt-125m,1," $3 ",64,f16,") == 1 && $7 > 0 && $8 > 0 &&
+            $9 > 0.999 * $6 / $7 * 1000 && $9 < 1.001 * $6 / $7 * 1000 &&
+            $10 == weights * $3 / 8 + weights / 64 * 2 + $6 * 2 * 768 * (4 + 2 + 5 + 5)
+    }
+    END { exit !(comment && header && rows["4,1"] && rows["4,5"] && rows["3,1"] && rows["3,5"] && NR == 6) }
+    ' "$work/csv" || ! awk 'NR > 3 { rows++; if (!($NF < 1e-3)) exit 1 } END { exit rows != 4 }' "$work/out"; then
+    echo "finequant-bench model: expected four rows with exact bytes and small errors, got:"
+    cat "$work/csv" "$work/out"
     failed=1
 fi
 
