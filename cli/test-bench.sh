@@ -95,6 +95,27 @@ if [ "$combinations" != 64 ] || [ "$(wc -l <"$work/csv")" != 66 ] ||
     failed=1
 fi
 
+# The picture of such a table is XML with a line and a roofline for each bit width.
+if [ -n "${PYTHON3:-}" ]; then
+    for options in "" "--n=64 --k=96 --group=channel --dtype=bf16 --zero=1 --peak=0.5"; do
+        # shellcheck disable=SC2086 # words
+        "$PYTHON3" "${top_srcdir:-.}/bench/plot-kernels.py" $options "$work/csv" "$work/svg"
+        "$PYTHON3" -c 'import sys, xml.dom.minidom as dom; dom.parse(sys.argv[1])' "$work/svg"
+        if [ "$(grep -c 'dasharray.*points' "$work/svg")" != 2 ] ||
+            [ "$(grep -c 'stroke-width="2.4" points' "$work/svg")" -lt 2 ]; then
+            echo "plot-kernels.py $options: expected two lines and two rooflines, got:"
+            cat "$work/svg"
+            failed=1
+        fi
+    done
+    if "$PYTHON3" "${top_srcdir:-.}/bench/plot-kernels.py" --group=48 "$work/csv" "$work/svg" 2>"$work/err" ||
+        ! grep -q 'no row has group 48' "$work/err"; then
+        echo "plot-kernels.py --group=48: expected a refusal, got:"
+        cat "$work/err"
+        failed=1
+    fi
+fi
+
 # A layer of a model: the bytes are those of its weights, scales, X and Y.
 "$bench" model --backend=cpu --arch=opt-125m --layers=1 --bits=4,3 --m=1,5 --rotate-mib=1 \
     --csv="$work/csv" >"$work/out"
