@@ -13,13 +13,18 @@
 #define LOADS           8
 #define UNLIKELY_ANSWER 0x2545f491u
 
-/* Streams past L1; what L2 does with it is the hardware's choice, as for the weights of a GEMM. */
-static __device__ __forceinline__ uint4 load_once(const uint4 *from) {
-    uint4 value;
+/* Streams past L1; what L2 does with it is the hardware's choice, as for the weights of a GEMM.
+ * Zero, and no load, unless `wanted`: by a predicate, since a branch would stand between loads. */
+static __device__ __forceinline__ uint4 load_once(const uint4 *from, bool wanted) {
+    uint4 value = make_uint4(0, 0, 0, 0);
 
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "l"(from));
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.s32 p, %5, 0;\n"
+                 "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}"
+                 : "+r"(value.x), "+r"(value.y), "+r"(value.z), "+r"(value.w)
+                 : "l"(from), "r"((int)wanted));
     return value;
 }
 
@@ -34,8 +39,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 
 #pragma unroll
         for (int j = 0; j < LOADS; j++)
-            values[j] =
-                i + j * step < count ? load_once(from + i + j * step) : make_uint4(0, 0, 0, 0);
+            values[j] = load_once(from + i + j * step, i + j * step < count);
 #pragma unroll
         for (int j = 0; j < LOADS; j++)
             sum ^= values[j].x ^ values[j].y ^ values[j].z ^ values[j].w;

@@ -136,13 +136,20 @@ if ! awk -F, '
 fi
 
 # Where there is no GPU, or no CUDA in this build, the cuda backend says so itself.
-status=0
-"$bench" kernel --backend=cuda --n=64 --k=64 --m=1 --rotate-mib=1 --csv="$work/csv" \
-    >"$work/out" 2>"$work/err" || status=$?
-case $status in
-0) grep -q '^bits,group,zero,dtype,n,k,m,us,read_us,cublas_us,err$' "$work/csv" || failed=1 ;;
-13 | 17) grep -q 'CUDA' "$work/err" || failed=1 ;;
-*) failed=1 ;;
-esac
-[ $failed = 0 ] || cat "$work/err"
+# on_cuda "FIELDS,OF,CSV" COMMAND OPTION...
+on_cuda() {
+    fields=$1 status=0
+    shift
+    "$bench" "$@" --backend=cuda --m=1 --rotate-mib=1 --csv="$work/csv" >"$work/out" 2>"$work/err" ||
+        status=$?
+    case $status in
+    0) grep -qx "$fields" "$work/csv" && return ;;
+    13 | 17) grep -q 'CUDA' "$work/err" && return ;;
+    esac
+    echo "finequant-bench $*: status $status, expected a table with $fields, or no CUDA, got:"
+    cat "$work/csv" "$work/err"
+    failed=1
+}
+on_cuda bits,group,zero,dtype,n,k,m,us,read_us,cublas_us,err kernel --n=64 --k=64
+on_cuda arch,layers,bits,group,dtype,m,ms,read_ms,tokens_per_s,bytes model --arch=opt-125m --layers=1
 exit $failed
