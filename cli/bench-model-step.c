@@ -229,8 +229,7 @@ static int queue_step(void *context, int call, struct fq_error *err) {
     return status;
 }
 
-/* ---- Making a model ---------------------------------------------------------------------------
- */
+/* ---- Making a model -------------------------------------------------------------------------- */
 
 /* Whether the backend takes a gate: a step shows it. */
 static int try_fusing(struct bench_model *model, struct fq_error *err) {

@@ -116,6 +116,26 @@ if [ -n "${PYTHON3:-}" ]; then
     fi
 fi
 
+# A table of the cuda backend against the goals: here one row reaches its own, and another does not.
+if [ -n "${PYTHON3:-}" ]; then
+    cat >"$work/csv" <<CSV
+# NVIDIA H200, cuBLAS 13.0.0: finequant-bench kernel
+bits,group,zero,dtype,n,k,m,us,read_us,cublas_us,err
+4,64,0,f16,12288,12288,1,22,20,80,0.0002
+4,64,0,f16,12288,12288,16,25,20,80,0.0002
+4,16,0,f16,12288,12288,1,24.2,22,80,0.0002
+3,64,0,f16,4096,4096,1,5,4,,0.002
+CSV
+    "$PYTHON3" "${top_srcdir:-.}/bench/summary.py" "$work/csv" >"$work/out"
+    for line in "12288×12288 int4 f16 | 1.10, 3.64× | 1.25, 3.20× |" \
+        "64 MiB of weights and more: time over read | ≤ 1.15 | 1 of 2 | 1.25 (int4 g64 f16 12288×12288 M=16)" \
+        "below 64 MiB: time over read | ≤ 1.35 | 1 of 1 | 1.25 (int3 g64 f16 4096×4096 M=1)" \
+        "int4 over cuBLAS | ≥ 3.5 | 1 of 2 | 3.20" "int3 over cuBLAS | ≥ 4.3 | not measured" \
+        "what the bytes predict | ≤ 1.1 | 1 of 1 | 1.00 (int4 g16" "thousandths | ≤ 1.0 | 3 of 4 | 2.00"; do
+        grep -qF "$line" "$work/out" || { echo "summary.py: no '$line' in:"; cat "$work/out"; failed=1; }
+    done
+fi
+
 # A layer of a model: the bytes are those of its weights, scales, X and Y.
 "$bench" model --backend=cpu --arch=opt-125m --layers=1 --bits=4,3 --m=1,5 --rotate-mib=1 \
     --csv="$work/csv" >"$work/out"
