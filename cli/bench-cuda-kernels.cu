@@ -57,12 +57,12 @@ static __device__ __forceinline__ void store(__nv_bfloat16 *to, float value) {
 }
 
 template <class T>
-static __global__ void fill(T *to, int64_t rows, int64_t columns, int bits, uint64_t seed,
-                            float scale) {
+static __global__ void fill(T *to, int64_t rows, int64_t columns, enum fq_dtype dtype,
+                            uint64_t seed, float scale) {
     int64_t step = (int64_t)gridDim.x * blockDim.x;
 
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * columns; i += step)
-        store(to + i, scale * fq_synthetic_value(seed, i / columns, i % columns, bits));
+        store(to + i, scale * fq_synthetic_value(seed, i / columns, i % columns, dtype));
 }
 
 /* Multiprocessors of the current device, times `each`. */
@@ -88,7 +88,6 @@ cudaError_t bench_cuda_read(const void *from, uint64_t bytes, unsigned *sink, cu
 
 cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dtype dtype,
                             uint64_t seed, float scale, cudaStream_t stream) {
-    int bits = BENCH_VALUE_BITS(dtype);
     unsigned blocks;
     cudaError_t error = blocks_of_device(8, &blocks);
 
@@ -96,7 +95,7 @@ cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dty
         return error;
     if (dtype == FQ_BF16)
         return launch(fill<__nv_bfloat16>, dim3(blocks), THREADS, 0, stream, (__nv_bfloat16 *)to,
-                      rows, columns, bits, seed, scale);
-    return launch(fill<__half>, dim3(blocks), THREADS, 0, stream, (__half *)to, rows, columns, bits,
-                  seed, scale);
+                      rows, columns, dtype, seed, scale);
+    return launch(fill<__half>, dim3(blocks), THREADS, 0, stream, (__half *)to, rows, columns,
+                  dtype, seed, scale);
 }

@@ -27,9 +27,6 @@ int bench_cuda_check(cudaError_t error, const char *what, struct fq_error *err);
  */
 cudaError_t bench_cuda_read(const void *from, uint64_t bytes, unsigned *sink, cudaStream_t stream);
 
-/* Significant bits of a value in f16 and bf16: all that the type holds, so values are exact. */
-#define BENCH_VALUE_BITS(dtype) ((dtype) == FQ_BF16 ? 8 : 11)
-
 /* to[row][column] = scale · fq_synthetic_value, as fp16 or bf16; exact where scale is 1. */
 cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dtype dtype,
                             uint64_t seed, float scale, cudaStream_t stream);

@@ -99,7 +99,8 @@ static int make_activations(struct bench_model *model, struct fq_error *err) {
     if (!image)
         return fq_fail(err, FQ_NO_MEMORY, "no memory for %lld rows", (long long)spec->m_max);
     for (int64_t i = 0; i < spec->m_max * k; i++)
-        fq_store(image, (int)spec->dtype, (size_t)i, fq_synthetic_value(0, i / k, i % k, 8));
+        fq_store(image, (int)spec->dtype, (size_t)i,
+                 fq_synthetic_value(0, i / k, i % k, spec->dtype));
     status = fq_memory_new(model->backend, memory_kind(model), x_bytes(model), &model->x, err);
     if (status == 0)
         status = fq_memory_new(model->backend, memory_kind(model), y_bytes(model), &model->y, err);

@@ -44,6 +44,12 @@ refused 2 "--shape is '128x0'" kernel --shape=128x0
 refused 2 "--shape is '128x64x32'" kernel --shape=128x64x32
 refused 2 "--shape is '128x64,'" kernel --shape=128x64,
 refused 2 "--shape is 'x64'" kernel --shape=x64
+refused 2 "--gate is 'no,yes'" kernel --gate=no,yes
+refused 2 "--activation is 'tanh'" kernel --activation=tanh
+refused 13 "--gate is measured on the cuda backend, not on 'cpu'" kernel --gate=yes
+refused 13 "--bias is measured on the cuda backend" kernel --backend=reference --bias=yes
+refused 13 "--residual is measured on the cuda backend" kernel --residual=yes
+refused 13 "--activation is measured on the cuda backend" kernel --activation=silu
 refused 2 "--cublas is ''" kernel --cublas=
 refused 3 "no backend 'tpu'" kernel --backend=tpu
 refused 3 "group size is 128" kernel --group=128 --k=100

@@ -70,9 +70,11 @@ FQ_SYNTHETIC uint8_t fq_synthetic_zero(uint64_t seed, int64_t row, int64_t group
 }
 
 /* Element [row][column] of activations to go with them: evenly spread in (−1, 1), none of them 0,
- * with `bits` significant bits. */
-FQ_SYNTHETIC float fq_synthetic_value(uint64_t seed, int64_t row, int64_t column, int bits) {
+ * with bf16's significant bits, or otherwise fp16's, so exact in the type. */
+FQ_SYNTHETIC float fq_synthetic_value(uint64_t seed, int64_t row, int64_t column,
+                                      enum fq_dtype dtype) {
     uint64_t hash = fq_synthetic_hash(seed, FQ_SYNTHETIC_VALUES, row, column);
+    int bits = dtype == FQ_BF16 ? 8 : 11;
 
     return (float)(2 * (int)(hash >> (64 - bits)) + 1 - (1 << bits)) / (float)(1 << bits);
 }
