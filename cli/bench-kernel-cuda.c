@@ -126,14 +126,24 @@ static int make_reader(struct bench *bench, uint64_t bytes, struct bench_reader 
 
 /* ---- A row of the table ---------------------------------------------------------------------- */
 
+static void print_formula(const struct bench_kernel_table *table) {
+    const char *bias = table->bias ? " + bias" : "";
+    const char *activation =
+        table->activation == FQ_ACTIVATION_NONE ? "" : fq_activation_name((int)table->activation);
+
+    printf("Y = %s(X %c%s)", activation, table->gate ? 'V' : 'W', bias);
+    if (table->gate)
+        printf(" * (X W%s)", bias);
+    printf("%s.\n", table->residual ? " + residual" : "");
+}
+
 static void print_heading(const struct bench *bench, const char *cublas) {
     struct fq_device_info device = {0};
 
     (void)fq_backend_info(bench->backend, &device, NULL);
     printf("%s: %s, %s; %s\n", device.backend, device.name, device.kernels, cublas);
-    printf("read: read_us / us.  cublas: cublas_us / us.  Y = %s%s%s%s.\n",
-           bench->table->gate ? "(X V) * (X W" : "X W", bench->table->bias ? " + bias" : "",
-           bench->table->gate ? ")" : "", bench->table->residual ? " + residual" : "");
+    printf("read: read_us / us.  cublas: cublas_us / us.  ");
+    print_formula(bench->table);
     printf("%4s %7s %4s %5s %6s %6s %6s %10s %10s %5s %10s %6s %9s\n", "bits", "group", "zero",
            "dtype", "n", "k", "m", "us", "read_us", "read", "cublas_us", "cublas", "error");
     if (!bench->csv)
