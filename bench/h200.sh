@@ -30,8 +30,11 @@ fi
 bench() {
     name=$1 command=$2
     shift 2
-    timeout 480 bin/finequant-bench "$command" --backend=cuda --csv="$out/$name.csv" "$@" |
-        tee "$out/$name.txt"
+    status=0
+    timeout 480 bin/finequant-bench "$command" --backend=cuda --csv="$out/$name.csv" "$@" \
+        >"$out/$name.txt" || status=$?
+    cat "$out/$name.txt"
+    return $status
 }
 
 kernel() {

@@ -13,13 +13,18 @@
 #define LOADS           8
 #define UNLIKELY_ANSWER 0x2545f491u
 
-/* Streams past L1; what L2 does with it is the hardware's choice, as for the weights of a GEMM. */
-static __device__ __forceinline__ uint4 load_once(const uint4 *from) {
-    uint4 value;
+/* Streams past L1; what L2 does with it is the hardware's choice, as for the weights of a GEMM.
+ * Zero, and no load, unless `wanted`: by a predicate, since a branch would stand between loads. */
+static __device__ __forceinline__ uint4 load_once(const uint4 *from, bool wanted) {
+    uint4 value = make_uint4(0, 0, 0, 0);
 
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "l"(from));
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.s32 p, %5, 0;\n"
+                 "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}"
+                 : "+r"(value.x), "+r"(value.y), "+r"(value.z), "+r"(value.w)
+                 : "l"(from), "r"((int)wanted));
     return value;
 }
 
@@ -34,8 +39,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 
 #pragma unroll
         for (int j = 0; j < LOADS; j++)
-            values[j] =
-                i + j * step < count ? load_once(from + i + j * step) : make_uint4(0, 0, 0, 0);
+            values[j] = load_once(from + i + j * step, i + j * step < count);
 #pragma unroll
         for (int j = 0; j < LOADS; j++)
             sum ^= values[j].x ^ values[j].y ^ values[j].z ^ values[j].w;
@@ -53,12 +57,12 @@ static __device__ __forceinline__ void store(__nv_bfloat16 *to, float value) {
 }
 
 template <class T>
-static __global__ void fill(T *to, int64_t rows, int64_t columns, int bits, uint64_t seed,
-                            float scale) {
+static __global__ void fill(T *to, int64_t rows, int64_t columns, enum fq_dtype dtype,
+                            uint64_t seed, float scale) {
     int64_t step = (int64_t)gridDim.x * blockDim.x;
 
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * columns; i += step)
-        store(to + i, scale * bench_value(seed, i / columns, i % columns, bits));
+        store(to + i, scale * fq_synthetic_value(seed, i / columns, i % columns, dtype));
 }
 
 /* Multiprocessors of the current device, times `each`. */
@@ -84,7 +88,6 @@ cudaError_t bench_cuda_read(const void *from, uint64_t bytes, unsigned *sink, cu
 
 cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dtype dtype,
                             uint64_t seed, float scale, cudaStream_t stream) {
-    int bits = BENCH_VALUE_BITS(dtype);
     unsigned blocks;
     cudaError_t error = blocks_of_device(8, &blocks);
 
@@ -92,7 +95,7 @@ cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dty
         return error;
     if (dtype == FQ_BF16)
         return launch(fill<__nv_bfloat16>, dim3(blocks), THREADS, 0, stream, (__nv_bfloat16 *)to,
-                      rows, columns, bits, seed, scale);
-    return launch(fill<__half>, dim3(blocks), THREADS, 0, stream, (__half *)to, rows, columns, bits,
-                  seed, scale);
+                      rows, columns, dtype, seed, scale);
+    return launch(fill<__half>, dim3(blocks), THREADS, 0, stream, (__half *)to, rows, columns,
+                  dtype, seed, scale);
 }

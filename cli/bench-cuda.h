@@ -27,17 +27,7 @@ int bench_cuda_check(cudaError_t error, const char *what, struct fq_error *err);
  */
 cudaError_t bench_cuda_read(const void *from, uint64_t bytes, unsigned *sink, cudaStream_t stream);
 
-/* Significant bits of the values below in f16 and bf16: all that the type holds, so all exact. */
-#define BENCH_VALUE_BITS(dtype) ((dtype) == FQ_BF16 ? 8 : 11)
-
-/* Element [row][column] of a matrix of evenly spread values in (−1, 1), none of them 0. */
-FQ_SYNTHETIC float bench_value(uint64_t seed, int64_t row, int64_t column, int bits) {
-    uint64_t hash = fq_synthetic_hash(seed, FQ_SYNTHETIC_VALUES, row, column);
-
-    return (float)(2 * (int)(hash >> (64 - bits)) + 1 - (1 << bits)) / (float)(1 << bits);
-}
-
-/* to[row][column] = scale · bench_value, as fp16 or bf16; exact where scale is 1. */
+/* to[row][column] = scale · fq_synthetic_value, as fp16 or bf16; exact where scale is 1. */
 cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dtype dtype,
                             uint64_t seed, float scale, cudaStream_t stream);
 

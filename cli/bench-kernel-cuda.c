@@ -6,7 +6,7 @@
  * copies of 512 MiB or more, and the three are replayed in turns.
  *
  * Everything is made on the GPU.  The values are hashes of their places, so the
- * host can work out in float64 what any element of Y must be.
+ * host can work out what any element of Y must be (bench-check.h).
  *
  * Loops, outermost first: shape and dtype (X, Y and dense copies), then bits,
  * group and zero points (weights), then m.  cuBLAS knows of the outer loop and m
@@ -17,23 +17,14 @@
 #endif
 
 #include "backend.h"
+#include "bench-check.h"
 #include "bench-cuda.h"
 #include "bench-kernel.h"
-#include "half.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-#define CHECK_ROWS 4  /* rows of Y that are compared with float64, */
-#define CHECK_COLS 64 /* and columns */
-#define WARM_READS 8  /* of the whole buffer, before the first measurement */
-
-enum {
-    SEED_WEIGHTS = 1,
-    SEED_X,
-    SEED_DENSE,
-    SEED_BUFFER
-};
+#define WARM_READS 8 /* of the whole buffer, before the first measurement */
 
 /* What lives through the whole table. */
 struct bench {
@@ -51,22 +42,23 @@ struct bench {
 struct operands {
     int64_t n, k, m_max;
     enum fq_dtype dtype;
-    struct fq_memory *x, *y; /* [m_max][k], [m_max][n] */
-    struct fq_memory *dense; /* [dense_count][n][k], NULL without cuBLAS */
-    struct fq_memory *dense_y;
+    struct fq_memory *x, *y;    /* [m_max][k], [m_max][n] */
+    struct fq_memory *bias;     /* [2][n] of f32, the second the gate's; NULL: none */
+    struct fq_memory *residual; /* [m_max][n], or NULL */
+    int64_t dense_n;            /* rows of a dense matrix: n, with a gate 2·n */
+    struct fq_memory *dense;    /* [dense_count][dense_n][k], NULL without cuBLAS */
+    struct fq_memory *dense_y;  /* [m_max][dense_n] */
     int dense_count;
     double cublas_us[BENCH_LIST_MAX]; /* by the index of m; 0: not measured yet */
 };
 
 /* One quantized matrix of that shape. */
 struct subject {
-    struct fq_matrix matrix; /* its shape: no data */
-    struct fq_weights **copies;
+    struct bench_product_kind kind;
+    struct fq_weights **copies; /* owned, and the gates behind them, where there are any */
     int copy_count;
-    uint64_t bytes;              /* of a copy */
-    double *check_w;             /* [CHECK_COLS][k]: some rows of W */
-    int64_t check_n[CHECK_COLS]; /* which */
-    int check_count;
+    uint64_t bytes; /* of a copy, its gate included */
+    struct bench_check *check;
 };
 
 /* What a graph's calls need to know. */
@@ -82,17 +74,22 @@ struct call {
 static int queue_ours(void *context, int number, struct fq_error *err) {
     struct call *call = context;
 
-    call->gemm.weights = call->subject->copies[number % call->subject->copy_count];
+    const struct subject *subject = call->subject;
+    int copy = number % subject->copy_count;
+
+    call->gemm.weights = subject->copies[copy];
+    if (subject->kind.gate)
+        call->gemm.gate = subject->copies[subject->copy_count + copy];
     return fq_gemm(call->bench->stream, &call->gemm, err);
 }
 
 static int queue_cublas(void *context, int number, struct fq_error *err) {
     struct call *call = context;
     const struct operands *operands = call->operands;
-    uint64_t bytes = (uint64_t)(operands->n * operands->k) * 2;
+    uint64_t bytes = (uint64_t)(operands->dense_n * operands->k) * 2;
     const uint8_t *w = fq_memory_address(operands->dense);
 
-    return bench_cublas_gemm(call->bench->cublas, operands->dtype, call->gemm.m, operands->n,
+    return bench_cublas_gemm(call->bench->cublas, operands->dtype, call->gemm.m, operands->dense_n,
                              operands->k, call->gemm.x,
                              w + (uint64_t)(number % operands->dense_count) * bytes,
                              fq_memory_address(operands->dense_y), err);
@@ -110,8 +107,8 @@ static int make_reader(struct bench *bench, uint64_t bytes, struct bench_reader 
         status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, wanted, &bench->buffer, err);
         if (status == 0)
             status = bench_cuda_check(bench_cuda_fill(fq_memory_address(bench->buffer), 1,
-                                                      (int64_t)(wanted / 2), FQ_F16, SEED_BUFFER, 1,
-                                                      bench->native),
+                                                      (int64_t)(wanted / 2), FQ_F16,
+                                                      BENCH_SEED_OTHER, 1, bench->native),
                                       "fill the memory to read", err);
     }
     if (status)
@@ -127,80 +124,26 @@ static int make_reader(struct bench *bench, uint64_t bytes, struct bench_reader 
     return 0;
 }
 
-/* ---- Checking ------------------------------------------------------------------------------- */
-
-/* Rows of W, evenly spread, in float64. */
-static int make_check(struct subject *subject, struct fq_error *err) {
-    int64_t n = subject->matrix.n, k = subject->matrix.k;
-    int status = 0;
-
-    subject->check_count = n < CHECK_COLS ? (int)n : CHECK_COLS;
-    subject->check_w = malloc((size_t)(subject->check_count * k) * sizeof *subject->check_w);
-    if (!subject->check_w)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for %d rows of weights", subject->check_count);
-    for (int i = 0; i < subject->check_count && status == 0; i++) {
-        struct fq_matrix *row;
-
-        subject->check_n[i] = i * n / subject->check_count;
-        status =
-            fq_synthetic_new(&subject->matrix, SEED_WEIGHTS, subject->check_n[i], 1, &row, err);
-        if (status == 0)
-            fq_matrix_dequantize_row(row, 0, subject->check_w + i * k);
-        fq_synthetic_free(row);
-    }
-    return status;
-}
-
-/* Row m of Y against float64: adds to the squares of the difference and of what it should be. */
-static int check_row(const struct operands *operands, const struct subject *subject, int64_t m,
-                     float *x, void *y, double *difference, double *norm, struct fq_error *err) {
-    uint64_t row_bytes = (uint64_t)operands->n * 2;
-    int bits = BENCH_VALUE_BITS(operands->dtype);
-    int status = fq_memory_read(operands->y, (uint64_t)m * row_bytes, y, row_bytes, err);
-
-    for (int64_t k = 0; k < operands->k; k++)
-        x[k] = bench_value(SEED_X, m, k, bits);
-    for (int i = 0; i < subject->check_count; i++) {
-        const double *w = subject->check_w + i * operands->k;
-        double sum = 0;
-
-        for (int64_t k = 0; k < operands->k; k++)
-            sum += (double)x[k] * w[k];
-        double off = (double)fq_load(y, (int)operands->dtype, (size_t)subject->check_n[i]) - sum;
-        *difference += off * off;
-        *norm += sum * sum;
-    }
-    return status;
-}
-
-/* ‖y − ref‖ / ‖ref‖ over some of what the graphs left in Y. */
-static int measure_error(const struct operands *operands, const struct subject *subject, int64_t m,
-                         double *error, struct fq_error *err) {
-    int64_t step = (m + CHECK_ROWS - 1) / CHECK_ROWS;
-    float *x = malloc((size_t)operands->k * sizeof *x);
-    void *y = malloc((size_t)operands->n * 2);
-    double difference = 0, norm = 0;
-    int status = 0;
-
-    if (!x || !y)
-        status = fq_fail(err, FQ_NO_MEMORY, "no memory for a row of %lld results",
-                         (long long)operands->n);
-    for (int64_t row = m - 1; row >= 0 && status == 0; row -= step)
-        status = check_row(operands, subject, row, x, y, &difference, &norm, err);
-    *error = sqrt(difference / norm);
-    free(y);
-    free(x);
-    return status;
-}
-
 /* ---- A row of the table ---------------------------------------------------------------------- */
+
+static void print_formula(const struct bench_kernel_table *table) {
+    const char *bias = table->bias ? " + bias" : "";
+    const char *activation =
+        table->activation == FQ_ACTIVATION_NONE ? "" : fq_activation_name((int)table->activation);
+
+    printf("Y = %s(X %c%s)", activation, table->gate ? 'V' : 'W', bias);
+    if (table->gate)
+        printf(" * (X W%s)", bias);
+    printf("%s.\n", table->residual ? " + residual" : "");
+}
 
 static void print_heading(const struct bench *bench, const char *cublas) {
     struct fq_device_info device = {0};
 
     (void)fq_backend_info(bench->backend, &device, NULL);
     printf("%s: %s, %s; %s\n", device.backend, device.name, device.kernels, cublas);
-    printf("read: read_us / us.  cublas: cublas_us / us.\n");
+    printf("read: read_us / us.  cublas: cublas_us / us.  ");
+    print_formula(bench->table);
     printf("%4s %7s %4s %5s %6s %6s %6s %10s %10s %5s %10s %6s %9s\n", "bits", "group", "zero",
            "dtype", "n", "k", "m", "us", "read_us", "read", "cublas_us", "cublas", "error");
     if (!bench->csv)
@@ -212,7 +155,7 @@ static void print_heading(const struct bench *bench, const char *cublas) {
 
 static void print_row(FILE *csv, const struct subject *subject, enum fq_dtype dtype, int64_t m,
                       const double *us, double error) {
-    const struct fq_matrix *matrix = &subject->matrix;
+    const struct fq_matrix *matrix = &subject->kind.shape;
     const char *type = fq_dtype_name((int)dtype);
     char group[24] = "channel";
 
@@ -238,18 +181,44 @@ static void print_row(FILE *csv, const struct subject *subject, enum fq_dtype dt
     fflush(csv); /* a run that is cut off keeps its rows */
 }
 
+/* The bytes that one product must move: weights, X, Y, residual and biases once. */
+static uint64_t bytes_to_move(const struct operands *operands, const struct subject *subject,
+                              int64_t m) {
+    uint64_t row = (uint64_t)(operands->n + operands->k);
+
+    if (operands->residual)
+        row += (uint64_t)operands->n;
+    return subject->bytes + (uint64_t)m * row * 2 +
+           (operands->bias ? (uint64_t)operands->n * (subject->kind.gate ? 8 : 4) : 0);
+}
+
+static struct fq_gemm gemm_of(const struct operands *operands, const struct subject *subject,
+                              int64_t m) {
+    struct fq_gemm gemm = {.type = operands->dtype,
+                           .m = m,
+                           .x = fq_memory_address(operands->x),
+                           .y = fq_memory_address(operands->y),
+                           .x_stride = operands->k,
+                           .y_stride = operands->n,
+                           .activation = subject->kind.activation};
+
+    if (operands->bias) {
+        gemm.bias = fq_memory_address(operands->bias);
+        gemm.bias_type = FQ_F32;
+        if (subject->kind.gate)
+            gemm.gate_bias = (const float *)gemm.bias + operands->n;
+    }
+    if (operands->residual) {
+        gemm.residual = fq_memory_address(operands->residual);
+        gemm.residual_stride = operands->n;
+    }
+    return gemm;
+}
+
 static int measure(struct bench *bench, struct operands *operands, const struct subject *subject,
                    int m_index, struct fq_error *err) {
     int64_t m = bench->table->rows.values[m_index];
-    struct call call = {bench,
-                        operands,
-                        subject,
-                        {.type = operands->dtype,
-                         .m = m,
-                         .x = fq_memory_address(operands->x),
-                         .y = fq_memory_address(operands->y),
-                         .x_stride = operands->k,
-                         .y_stride = operands->n}};
+    struct call call = {bench, operands, subject, gemm_of(operands, subject, m)};
     struct bench_reader reader;
     struct bench_contender contenders[] = {
         {.queue = queue_ours, .context = &call, .rotation = subject->copy_count},
@@ -258,8 +227,7 @@ static int measure(struct bench *bench, struct operands *operands, const struct 
     };
     double *known = &operands->cublas_us[m_index], us[3] = {NAN, NAN, NAN}, error;
     int count = bench->cublas && *known == 0 ? 3 : 2;
-    uint64_t moved = subject->bytes + (uint64_t)(m * (operands->n + operands->k)) * 2;
-    int status = make_reader(bench, moved, &reader, err);
+    int status = make_reader(bench, bytes_to_move(operands, subject, m), &reader, err);
 
     if (status)
         return status;
@@ -273,7 +241,7 @@ static int measure(struct bench *bench, struct operands *operands, const struct 
     if (status == 0)
         status = bench_contenders_time(contenders, count, bench->native, us, err);
     if (status == 0)
-        status = measure_error(operands, subject, m, &error, err);
+        status = bench_check_error(subject->check, operands->y, m, &error, err);
     if (status == 0) {
         if (count == 3)
             *known = us[2];
@@ -288,40 +256,54 @@ static int measure(struct bench *bench, struct operands *operands, const struct 
 /* ---- A matrix -------------------------------------------------------------------------------- */
 
 static void subject_fini(struct subject *subject) {
-    for (int i = 0; i < subject->copy_count; i++)
+    for (int i = 0; i < 2 * subject->copy_count && subject->copies; i++)
         fq_weights_free(subject->copies[i]);
     free(subject->copies);
-    free(subject->check_w);
+    bench_check_free(subject->check);
+}
+
+static int make_copies(struct subject *subject, struct bench *bench, struct fq_error *err) {
+    const struct fq_matrix *shape = &subject->kind.shape;
+    int status = 0;
+
+    subject->bytes = fq_weights_size(bench->backend, shape) * (subject->kind.gate ? 2 : 1);
+    subject->copy_count = bench_kernel_copies(subject->bytes);
+    subject->copies = calloc(2 * (size_t)subject->copy_count, sizeof(struct fq_weights *));
+    if (!subject->copies)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for %d copies", subject->copy_count);
+    for (int i = 0; i < subject->copy_count && status == 0; i++) {
+        struct fq_weights **copy = &subject->copies[i];
+
+        status = fq_weights_synthetic(bench->backend, shape, BENCH_SEED_WEIGHTS, copy, err);
+        if (status == 0 && subject->kind.gate)
+            status = fq_weights_synthetic(bench->backend, shape, BENCH_SEED_GATE,
+                                          copy + subject->copy_count, err);
+    }
+    return status;
 }
 
 static int subject_init(struct subject *subject, struct bench *bench,
                         const struct operands *operands, int bits, int64_t group, bool zero,
                         struct fq_error *err) {
     static const uint8_t with_zeros;
-    struct fq_matrix *matrix = &subject->matrix;
+    const struct bench_kernel_table *table = bench->table;
 
-    *subject = (struct subject){0};
-    *matrix = (struct fq_matrix){.n = operands->n,
-                                 .k = operands->k,
-                                 .bits = bits,
-                                 .group = group ? group : operands->k,
-                                 .scale_type = operands->dtype,
-                                 .zeros = zero ? &with_zeros : NULL};
-    int status = fq_matrix_check(matrix, err);
-    if (status)
-        return status;
-    subject->bytes = fq_weights_size(bench->backend, matrix);
-    int wanted = bench_kernel_copies(subject->bytes);
-    subject->copies = calloc((size_t)wanted, sizeof *subject->copies);
-    if (!subject->copies)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for %d copies", wanted);
-    while (subject->copy_count < wanted && status == 0) {
-        status = fq_weights_synthetic(bench->backend, matrix, SEED_WEIGHTS,
-                                      &subject->copies[subject->copy_count], err);
-        subject->copy_count += status == 0;
-    }
+    *subject = (struct subject){.kind = {.shape = {.n = operands->n,
+                                                   .k = operands->k,
+                                                   .bits = bits,
+                                                   .group = group ? group : operands->k,
+                                                   .scale_type = operands->dtype,
+                                                   .zeros = zero ? &with_zeros : NULL},
+                                         .dtype = operands->dtype,
+                                         .gate = table->gate,
+                                         .bias = table->bias,
+                                         .residual = table->residual,
+                                         .activation = table->activation}};
+    int status = fq_matrix_check(&subject->kind.shape, err);
     if (status == 0)
-        status = make_check(subject, err);
+        status = make_copies(subject, bench, err);
+    if (status == 0)
+        status = bench_check_new(&subject->kind, &subject->check, err);
     return status;
 }
 
@@ -341,47 +323,76 @@ static int measure_matrix(struct bench *bench, struct operands *operands, int bi
 static void operands_fini(struct operands *operands) {
     fq_memory_free(operands->dense_y);
     fq_memory_free(operands->dense);
+    fq_memory_free(operands->residual);
+    fq_memory_free(operands->bias);
     fq_memory_free(operands->y);
     fq_memory_free(operands->x);
 }
 
+/* Memory of the GPU with the values that a seed stands for. */
+static int make_values(struct bench *bench, int64_t rows, int64_t columns, enum fq_dtype dtype,
+                       uint64_t seed, float scale, struct fq_memory **out, struct fq_error *err) {
+    int status =
+        fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, (uint64_t)(rows * columns) * 2, out, err);
+
+    return status ? status
+                  : bench_cuda_check(bench_cuda_fill(fq_memory_address(*out), rows, columns, dtype,
+                                                     seed, scale, bench->native),
+                                     "fill memory", err);
+}
+
 static int make_dense(struct bench *bench, struct operands *operands, struct fq_error *err) {
-    int64_t n = operands->n, k = operands->k;
-    uint64_t bytes = (uint64_t)(n * k) * 2;
+    int64_t k = operands->k;
     int status;
 
-    operands->dense_count = bench_kernel_copies(bytes);
-    status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE,
-                           bytes * (uint64_t)operands->dense_count, &operands->dense, err);
+    operands->dense_n = operands->n * (bench->table->gate ? 2 : 1);
+    operands->dense_count = bench_kernel_copies((uint64_t)(operands->dense_n * k) * 2);
+    status = make_values(bench, operands->dense_count * operands->dense_n, k, operands->dtype,
+                         BENCH_SEED_OTHER, 1 / sqrtf((float)k), &operands->dense, err);
     if (status == 0)
         status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE,
-                               (uint64_t)(operands->m_max * n) * 2, &operands->dense_y, err);
+                               (uint64_t)(operands->m_max * operands->dense_n) * 2,
+                               &operands->dense_y, err);
+    return status;
+}
+
+static int make_biases(struct bench *bench, struct operands *operands, struct fq_error *err) {
+    int64_t n = operands->n;
+    uint64_t bytes = (uint64_t)n * 2 * sizeof(float);
+    float *biases = malloc(bytes);
+    int status;
+
+    if (!biases)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for biases of %lld", (long long)n);
+    for (int64_t i = 0; i < 2 * n; i++)
+        biases[i] = fq_synthetic_value(BENCH_SEED_BIAS, i / n, i % n, FQ_F32);
+    status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, bytes, &operands->bias, err);
     if (status == 0)
-        status = bench_cuda_check(bench_cuda_fill(fq_memory_address(operands->dense),
-                                                  operands->dense_count * n, k, operands->dtype,
-                                                  SEED_DENSE, 1 / sqrtf((float)k), bench->native),
-                                  "fill dense matrices", err);
+        status = fq_memory_write(operands->bias, 0, biases, bytes, err);
+    free(biases);
     return status;
 }
 
 static int operands_init(struct operands *operands, struct bench *bench,
                          const struct bench_shape *shape, enum fq_dtype dtype,
                          struct fq_error *err) {
-    const struct bench_list *rows = &bench->table->rows;
+    const struct bench_kernel_table *table = bench->table;
+    int64_t m = 0;
+    int status;
 
-    *operands = (struct operands){.n = shape->n, .k = shape->k, .dtype = dtype};
-    for (int i = 0; i < rows->count; i++)
-        if (rows->values[i] > operands->m_max)
-            operands->m_max = rows->values[i];
-    uint64_t x_bytes = (uint64_t)(operands->m_max * shape->k) * 2;
-    uint64_t y_bytes = (uint64_t)(operands->m_max * shape->n) * 2;
-    int status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, x_bytes, &operands->x, err);
+    for (int i = 0; i < table->rows.count; i++)
+        if (table->rows.values[i] > m)
+            m = table->rows.values[i];
+    *operands = (struct operands){.n = shape->n, .k = shape->k, .m_max = m, .dtype = dtype};
+    status = make_values(bench, m, shape->k, dtype, BENCH_SEED_X, 1, &operands->x, err);
     if (status == 0)
-        status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, y_bytes, &operands->y, err);
-    if (status == 0)
-        status = bench_cuda_check(bench_cuda_fill(fq_memory_address(operands->x), operands->m_max,
-                                                  shape->k, dtype, SEED_X, 1, bench->native),
-                                  "fill X", err);
+        status = fq_memory_new(bench->backend, FQ_MEMORY_DEVICE, (uint64_t)(m * shape->n) * 2,
+                               &operands->y, err);
+    if (status == 0 && table->bias)
+        status = make_biases(bench, operands, err);
+    if (status == 0 && table->residual)
+        status = make_values(bench, m, shape->n, dtype, BENCH_SEED_RESIDUAL, 1, &operands->residual,
+                             err);
     if (status == 0 && bench->cublas)
         status = make_dense(bench, operands, err);
     return status;

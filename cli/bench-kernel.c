@@ -57,6 +57,14 @@ static const struct bench_option options[] = {
      bench_parse_dtypes, &table.dtypes},
     {"shape", "LIST", "several matrices: NxK,NxK (instead of --n and --k)",
      "NxK of 1 to 16777216, up to 64 of them by commas", bench_parse_shapes, &table.shapes},
+    {"gate", "yes|no", "gated by a second matrix; cuda only (default: no)", "yes and no",
+     bench_parse_flag, &table.gate},
+    {"bias", "yes|no", "with a bias; cuda only (default: no)", "yes and no", bench_parse_flag,
+     &table.bias},
+    {"residual", "yes|no", "with a residual; cuda only (default: no)", "yes and no",
+     bench_parse_flag, &table.residual},
+    {"activation", "NAME", "cuda only (default: none)", "none, relu, gelu, gelu_tanh and silu",
+     bench_parse_activation, &table.activation},
     {"n", "N", "outputs (default: 4096)", "1 to 16777216", bench_parse_positive, &table.n},
     {"k", "K", "inputs (default: 4096)", "1 to 16777216", bench_parse_positive, &table.k},
     {"m", "LIST", "rows of X (default: 1,4,16,64,256)", "1 to 65536, up to 64 of them by commas",
@@ -523,10 +531,25 @@ static int measure_table(FILE *csv, struct fq_error *err) {
     return status;
 }
 
+static int check_epilogue(struct fq_error *err) {
+    const char *asked = table.gate                               ? "gate"
+                        : table.bias                             ? "bias"
+                        : table.residual                         ? "residual"
+                        : table.activation != FQ_ACTIVATION_NONE ? "activation"
+                                                                 : NULL;
+
+    if (asked && strcmp(table.backend, "cuda") != 0)
+        return fq_fail(err, FQ_UNSUPPORTED, "--%s is measured on the cuda backend, not on '%s'",
+                       asked, table.backend);
+    return 0;
+}
+
 static int run(struct fq_error *err) {
     FILE *csv = NULL;
-    int status;
+    int status = check_epilogue(err);
 
+    if (status)
+        return status;
     if (table.shapes.count == 0)
         table.shapes = (struct bench_shapes){1, {{table.n, table.k}}};
     if (table.csv && !(csv = fopen(table.csv, "we")))

@@ -16,7 +16,9 @@ struct bench_kernel_table {
     struct bench_shapes shapes;
     struct bench_list bits, groups, zeros, dtypes, rows;
     struct bench_list threads; /* host backends only */
-    int64_t n, k;              /* where no shapes are given */
+    bool gate, bias, residual; /* cuda only, as the activation */
+    enum fq_activation activation;
+    int64_t n, k; /* where no shapes are given */
     int64_t rotate_mib;
     double seconds; /* host backends only */
 };

@@ -116,6 +116,21 @@ bool bench_parse_yes(const char *text, void *value) {
     return parse_list(text, parse_yes, value);
 }
 
+bool bench_parse_flag(const char *text, void *value) {
+    int64_t yes;
+    bool known = parse_yes(text, &yes);
+
+    *(bool *)value = yes;
+    return known;
+}
+
+bool bench_parse_activation(const char *text, void *value) {
+    int activation = fq_activation_parse(text);
+
+    *(enum fq_activation *)value = (enum fq_activation)activation;
+    return activation >= 0;
+}
+
 static bool parse_dtype(const char *text, void *value) {
     int64_t *dtype = value;
 

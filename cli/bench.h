@@ -30,7 +30,7 @@ struct bench_command {
     int (*run)(struct fq_error *err);
 };
 
-extern const struct bench_command bench_kernel, bench_gemm;
+extern const struct bench_command bench_kernel, bench_model, bench_gemm;
 
 /* ---- Parsers (bench-options.c) ----------------------------------------------------------- */
 
@@ -47,18 +47,20 @@ struct bench_shapes {
     } values[BENCH_LIST_MAX];
 };
 
-bool bench_parse_text(const char *text, void *value);     /* const char *, not empty */
-bool bench_parse_positive(const char *text, void *value); /* int64_t: 1 to 2^24 */
-bool bench_parse_rows(const char *text, void *value);     /* struct bench_list: 1 to 65536 */
-bool bench_parse_counts(const char *text, void *value);   /* struct bench_list: 0 to 4096 */
-bool bench_parse_clients(const char *text, void *value);  /* struct bench_list: 1 to 1024 */
-bool bench_parse_bits(const char *text, void *value);     /* struct bench_list: 8, 4 or 3 */
-bool bench_parse_group(const char *text, void *value);    /* struct bench_list: 0 for "channel" */
-bool bench_parse_yes(const char *text, void *value);      /* struct bench_list: 1 yes, 0 no */
-bool bench_parse_dtype(const char *text, void *value);    /* enum fq_dtype */
-bool bench_parse_dtypes(const char *text, void *value);   /* struct bench_list of enum fq_dtype */
-bool bench_parse_shapes(const char *text, void *value);   /* struct bench_shapes: "NxK,NxK" */
-bool bench_parse_seconds(const char *text, void *value);  /* double: over 0, up to 3600 */
+bool bench_parse_text(const char *text, void *value);       /* const char *, not empty */
+bool bench_parse_positive(const char *text, void *value);   /* int64_t: 1 to 2^24 */
+bool bench_parse_rows(const char *text, void *value);       /* struct bench_list: 1 to 65536 */
+bool bench_parse_counts(const char *text, void *value);     /* struct bench_list: 0 to 4096 */
+bool bench_parse_clients(const char *text, void *value);    /* struct bench_list: 1 to 1024 */
+bool bench_parse_bits(const char *text, void *value);       /* struct bench_list: 8, 4 or 3 */
+bool bench_parse_group(const char *text, void *value);      /* struct bench_list: 0 for "channel" */
+bool bench_parse_yes(const char *text, void *value);        /* struct bench_list: 1 yes, 0 no */
+bool bench_parse_flag(const char *text, void *value);       /* bool: yes or no */
+bool bench_parse_activation(const char *text, void *value); /* enum fq_activation */
+bool bench_parse_dtype(const char *text, void *value);      /* enum fq_dtype */
+bool bench_parse_dtypes(const char *text, void *value);     /* struct bench_list of enum fq_dtype */
+bool bench_parse_shapes(const char *text, void *value);     /* struct bench_shapes: "NxK,NxK" */
+bool bench_parse_seconds(const char *text, void *value);    /* double: over 0, up to 3600 */
 
 /* Parses a subcommand's arguments; prints its help where asked to, and sets *helped. */
 int bench_parse(const struct bench_command *command, int argc, char **argv, bool *helped,

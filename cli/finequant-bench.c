@@ -14,6 +14,7 @@
 
 static const struct bench_command *const commands[] = {
     &bench_kernel,
+    &bench_model,
     &bench_gemm,
 };
 

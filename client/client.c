@@ -362,6 +362,16 @@ int fq_client_tensor_list(struct fq_client *client, const char *model, struct fq
 
 /* ---- Products ---------------------------------------------------------------------------- */
 
+static int check_bias(const char *name, enum fq_bias bias, const struct fq_place *at,
+                      enum fq_dtype dtype, struct fq_error *err) {
+    if ((unsigned)bias > FQ_BIAS_BUFFER)
+        return fq_fail(err, FQ_INVALID, "%s is %d, allowed are 0 to %d", name, (int)bias,
+                       FQ_BIAS_BUFFER);
+    if (bias == FQ_BIAS_BUFFER && (!at->buffer || !fq_dtype_name((int)dtype)))
+        return fq_fail(err, FQ_INVALID, "FQ_BIAS_BUFFER needs %s_at.buffer and bias_dtype", name);
+    return 0;
+}
+
 static int check_request(const struct fq_gemm_request *request, struct fq_error *err) {
     if (!request->tensor || !request->x.buffer || !request->y.buffer)
         return fq_fail(err, FQ_INVALID, "a gemm needs a tensor, x.buffer and y.buffer");
@@ -371,25 +381,40 @@ static int check_request(const struct fq_gemm_request *request, struct fq_error 
     if (!fq_activation_name((int)request->activation))
         return fq_fail(err, FQ_INVALID, "activation is %d, allowed are 0 to %d",
                        (int)request->activation, FQ_ACTIVATION_COUNT - 1);
-    if ((unsigned)request->bias > FQ_BIAS_BUFFER)
-        return fq_fail(err, FQ_INVALID, "bias is %d, allowed are 0 to %d", (int)request->bias,
-                       FQ_BIAS_BUFFER);
-    if (request->bias == FQ_BIAS_BUFFER &&
-        (!request->bias_at.buffer || !fq_dtype_name((int)request->bias_dtype)))
-        return fq_fail(err, FQ_INVALID, "FQ_BIAS_BUFFER needs bias_at.buffer and bias_dtype");
+    if (!request->gate && request->gate_bias != FQ_BIAS_NONE)
+        return fq_fail(err, FQ_INVALID, "gate_bias is %d without a gate, allowed is 0",
+                       (int)request->gate_bias);
+    int rc = check_bias("bias", request->bias, &request->bias_at, request->bias_dtype, err);
+    return rc < 0 ? rc
+                  : check_bias("gate_bias", request->gate_bias, &request->gate_bias_at,
+                               request->bias_dtype, err);
+}
+
+/* Mutex held: the daemon, which would only call an unknown key invalid, can do what is asked. */
+static int check_capable(const struct fq_client *client, const struct fq_gemm_request *request,
+                         struct fq_error *err) {
+    const struct fq_client_info *info = &client->info;
+
+    if (request->gate && !info->gate)
+        return fq_fail(err, FQ_UNSUPPORTED, "a gate, which %s does not know", info->server);
+    if (request->residual.buffer && !info->residual)
+        return fq_fail(err, FQ_UNSUPPORTED, "a residual, which %s does not know", info->server);
     return 0;
 }
 
 /* Mutex held: nothing of a former connection may be named. */
 static int check_generation(const struct fq_client *client, const struct fq_gemm_request *request,
                             struct fq_error *err) {
-    const struct fq_buffer *buffers[] = {request->x.buffer, request->y.buffer,
-                                         request->bias == FQ_BIAS_BUFFER ? request->bias_at.buffer
-                                                                         : NULL};
+    const struct fq_tensor *tensors[] = {request->tensor, request->gate};
+    const struct fq_buffer *buffers[] = {
+        request->x.buffer, request->y.buffer, request->residual.buffer,
+        request->bias == FQ_BIAS_BUFFER ? request->bias_at.buffer : NULL,
+        request->gate_bias == FQ_BIAS_BUFFER ? request->gate_bias_at.buffer : NULL};
 
-    if (request->tensor->generation != client->generation)
-        return fq_fail(err, FQ_NOT_FOUND, "tensor %s belongs to a connection that has ended",
-                       request->tensor->name);
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
+        if (tensors[i] && tensors[i]->generation != client->generation)
+            return fq_fail(err, FQ_NOT_FOUND, "tensor %s belongs to a connection that has ended",
+                           tensors[i]->name);
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
         if (buffers[i] && buffers[i]->client != client)
             return fq_fail(err, FQ_INVALID, "buffer %" PRIu64 " belongs to another client",
@@ -410,18 +435,33 @@ static void pack_place(struct fq_pack *pack, const char *key, const struct fq_pl
         fq_pack_u64(pack, "stride", place->stride);
 }
 
+static void pack_bias(struct fq_pack *pack, enum fq_bias bias, const struct fq_place *at,
+                      enum fq_dtype dtype) {
+    if (bias == FQ_BIAS_CHECKPOINT) {
+        fq_pack_bool(pack, "bias", true);
+    } else if (bias == FQ_BIAS_BUFFER) {
+        fq_pack_map(pack, "bias", 3);
+        fq_pack_u64(pack, "buffer", at->buffer->id);
+        fq_pack_u64(pack, "offset", at->offset);
+        fq_pack_str(pack, "dtype", fq_dtype_name((int)dtype));
+    }
+}
+
 static int begin_gemm(struct fq_client *client, const struct fq_gemm_request *request,
                       struct fq_call **out, struct fq_error *err) {
     struct fq_call *call;
-    uint32_t fields =
-        5u + (request->bias != FQ_BIAS_NONE) + (request->activation != FQ_ACTIVATION_NONE);
+    uint32_t fields = 5u + (request->bias != FQ_BIAS_NONE) +
+                      (request->activation != FQ_ACTIVATION_NONE) + (request->gate != NULL) +
+                      (request->residual.buffer != NULL);
     int rc = check_request(request, err);
 
     if (rc == 0)
         rc = fq_call_begin(client, "gemm", fields, &call, err);
     if (rc < 0)
         return rc;
-    rc = check_generation(client, request, err);
+    rc = check_capable(client, request, err);
+    if (rc == 0)
+        rc = check_generation(client, request, err);
     if (rc < 0) {
         fq_call_cancel(client, call);
         return rc;
@@ -432,16 +472,16 @@ static int begin_gemm(struct fq_client *client, const struct fq_gemm_request *re
     fq_pack_str(pack, "dtype", fq_dtype_name((int)request->dtype));
     pack_place(pack, "x", &request->x);
     pack_place(pack, "y", &request->y);
-    if (request->bias == FQ_BIAS_CHECKPOINT) {
-        fq_pack_bool(pack, "bias", true);
-    } else if (request->bias == FQ_BIAS_BUFFER) {
-        fq_pack_map(pack, "bias", 3);
-        fq_pack_u64(pack, "buffer", request->bias_at.buffer->id);
-        fq_pack_u64(pack, "offset", request->bias_at.offset);
-        fq_pack_str(pack, "dtype", fq_dtype_name((int)request->bias_dtype));
-    }
+    pack_bias(pack, request->bias, &request->bias_at, request->bias_dtype);
     if (request->activation != FQ_ACTIVATION_NONE)
         fq_pack_str(pack, "activation", fq_activation_name((int)request->activation));
+    if (request->gate) {
+        fq_pack_map(pack, "gate", 1u + (request->gate_bias != FQ_BIAS_NONE));
+        fq_pack_u64(pack, "tensor", request->gate->id);
+        pack_bias(pack, request->gate_bias, &request->gate_bias_at, request->bias_dtype);
+    }
+    if (request->residual.buffer)
+        pack_place(pack, "residual", &request->residual);
     *out = call;
     return 0;
 }

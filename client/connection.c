@@ -354,6 +354,8 @@ static int decode_hello(const msgpack_object *body, struct fq_client_info *info,
         info->f32 |= is_str(name, "f32");
         info->device_buffers |= is_str(name, "device-buffers");
         info->admin |= is_str(name, "admin");
+        info->gate |= is_str(name, "gate");
+        info->residual |= is_str(name, "residual");
     }
     return 0;
 }

@@ -5,7 +5,8 @@
  *
  * A client is one connection.  Through it you find a tensor of a loaded model,
  * make buffers that you and the daemon share, put activations into one, ask
- * for Y = activation(X·Wᵀ + bias), and read the result from another.  Nothing
+ * for Y = activation(X·Wᵀ + bias), gated by a second tensor or added to a
+ * residual if you like, and read the result from another.  Nothing
  * is copied between the processes.
  *
  *     #include <finequant.h>
@@ -102,12 +103,14 @@ struct fq_client_info {
     uint64_t memory_total;       /* bytes */
     uint64_t max_frame;          /* bytes */
     uint64_t max_inflight;       /* requests of this connection without a reply */
-    uint64_t max_inflight_bytes; /* of X and Y that they name */
+    uint64_t max_inflight_bytes; /* of X, Y and residuals that they name */
     uint64_t max_buffers, max_buffer_bytes;
     uint64_t max_rows;   /* largest m */
     bool f32;            /* FQ_F32 activations */
     bool device_buffers; /* FQ_BUFFER_DEVICE */
     bool admin;          /* this process may load and unload models and shut down */
+    bool gate;           /* gated products */
+    bool residual;       /* residuals */
 };
 
 /* What the daemon said of itself when the present connection was made. */
@@ -235,25 +238,36 @@ enum fq_bias {
     FQ_BIAS_BUFFER = 2,     /* n elements at `bias_at` */
 };
 
-/* Y = activation(X·Wᵀ + bias).  Zero is a good value for every field not needed. */
+/*
+ * Y = activation(X·Wᵀ + bias) + residual, or with a gate V
+ * Y = activation(X·Vᵀ + gate_bias) ⊙ (X·Wᵀ + bias) + residual: with SiLU the gated unit of many
+ * models, in one pass over X.  Zero is a good value for every field not needed.
+ */
 struct fq_gemm_request {
     const struct fq_tensor *tensor; /* W, [n, k] */
     uint64_t m;                     /* rows, 1 to max_rows */
     enum fq_dtype dtype;            /* of X and Y */
     struct fq_place x;              /* [m, k] */
-    struct fq_place y;              /* [m, n]; must not overlap X or the bias */
+    struct fq_place y;              /* [m, n]; must not overlap X or a bias */
     enum fq_bias bias;
     struct fq_place bias_at;  /* for FQ_BIAS_BUFFER; stride is ignored */
-    enum fq_dtype bias_dtype; /* for FQ_BIAS_BUFFER */
+    enum fq_dtype bias_dtype; /* for FQ_BIAS_BUFFER, of both biases; a checkpoint's is FQ_F32, and
+                                 two biases must be of one dtype */
     enum fq_activation activation;
+    const struct fq_tensor *gate; /* V, of W's model, n, k and bits; NULL: no gate */
+    enum fq_bias gate_bias;       /* without a gate it must be FQ_BIAS_NONE */
+    struct fq_place gate_bias_at;
+    struct fq_place residual; /* [m, n] of dtype, the same place as y, or apart from it; buffer
+                                 NULL: none */
 };
 
 /*
  * Returns when Y is complete.  Sums are kept in fp32 and rounded once; for m ≤ 64 a row's result
  * depends on that row alone, bit for bit.  After -FQ_TIMEOUT the daemon may still read X and write
  * Y until their buffers have been freed.
- * Errors: -FQ_INVALID, -FQ_NOT_FOUND (tensor or buffer gone or stale), -FQ_UNSUPPORTED (dtype),
- * -FQ_QUOTA, -FQ_BUSY (the daemon is ending), -FQ_DEVICE.
+ * Errors: -FQ_INVALID, -FQ_NOT_FOUND (tensor or buffer gone or stale), -FQ_UNSUPPORTED (dtype; a
+ * gate or residual that the daemon, or its device, has not), -FQ_QUOTA, -FQ_BUSY (the daemon is
+ * ending), -FQ_DEVICE.
  */
 int fq_client_gemm(struct fq_client *client, const struct fq_gemm_request *request,
                    struct fq_error *err);

@@ -4,7 +4,7 @@
  * folder, answers hello, and then does what its script says.  Right answers are the integration
  * tests' business.
  */
-#include "finequant.h"
+#include "client.h"
 #include "frame.h"
 #include "message.h"
 #include "pack.h"
@@ -317,6 +317,47 @@ static void reconnecting_makes_what_was_had_before_stale(void **state) {
     peer_stop(&peer);
 }
 
+/* The peer's hello names neither capability: nothing is sent, and the connection stays. */
+static void a_daemon_without_gates_and_residuals_is_not_asked(void **state) {
+    struct peer peer;
+    struct fq_client *client;
+    struct fq_client_info info;
+    struct fq_error err;
+
+    (void)state;
+    peer_start(&peer, CLOSE_ON_REQUEST);
+    struct fq_client_options options = {.socket = peer.address.sun_path};
+    assert_int_equal(fq_client_new(&options, &client, &err), 0);
+    fq_client_info(client, &info);
+    assert_true(info.f32 && !info.gate && !info.residual);
+    struct fq_buffer buffer = {.client = client, .generation = 1, .id = 1, .bytes = 4096};
+    struct fq_tensor tensor = {.id = 1, .generation = 1, .name = "t", .n = 4, .k = 4};
+    struct fq_gemm_request plain = {.tensor = &tensor,
+                                    .m = 1,
+                                    .dtype = FQ_F16,
+                                    .x = {.buffer = &buffer},
+                                    .y = {.buffer = &buffer, .offset = 64}};
+    struct fq_gemm_request gemm = plain;
+    gemm.gate = &tensor;
+    assert_int_equal(fq_client_gemm(client, &gemm, &err), -FQ_UNSUPPORTED);
+    assert_string_equal(err.message, "a gate, which peer 0 does not know");
+    gemm.gate_bias = FQ_BIAS_BUFFER;
+    assert_int_equal(fq_client_gemm(client, &gemm, &err), -FQ_INVALID);
+    assert_string_equal(err.message, "FQ_BIAS_BUFFER needs gate_bias_at.buffer and bias_dtype");
+    gemm = plain;
+    gemm.residual = gemm.y;
+    assert_int_equal(fq_client_gemm(client, &gemm, &err), -FQ_UNSUPPORTED);
+    assert_string_equal(err.message, "a residual, which peer 0 does not know");
+    gemm = plain;
+    gemm.gate_bias = FQ_BIAS_CHECKPOINT;
+    assert_int_equal(fq_client_gemm(client, &gemm, &err), -FQ_INVALID);
+    assert_string_equal(err.message, "gate_bias is 1 without a gate, allowed is 0");
+    assert_int_not_equal(fq_client_fd(client), -1);
+    assert_int_equal(fq_client_gemm(client, &plain, &err), -FQ_CLOSED); /* this one was sent */
+    fq_client_free(client);
+    peer_stop(&peer);
+}
+
 static void options_out_of_range_are_refused(void **state) {
     char name[80], path[200];
     struct fq_client *client;
@@ -347,6 +388,7 @@ int main(void) {
         cmocka_unit_test(a_result_without_a_key_is_a_protocol_error),
         cmocka_unit_test(replies_reach_the_threads_they_belong_to),
         cmocka_unit_test(reconnecting_makes_what_was_had_before_stale),
+        cmocka_unit_test(a_daemon_without_gates_and_residuals_is_not_asked),
         cmocka_unit_test(options_out_of_range_are_refused),
     };
 

@@ -24,6 +24,7 @@ struct fq_batch {
     struct fq_gemm gemm;
     const void *x_rows[FQ_DECODE_ROWS];
     void *y_rows[FQ_DECODE_ROWS];
+    const void *residual_rows[FQ_DECODE_ROWS];
     struct fq_request *requests[FQ_DECODE_ROWS];
     size_t count;
     struct fq_error error; /* status 0: done */

@@ -14,7 +14,7 @@
 struct gemm_params {
     uint64_t tensor, m;
     char dtype[8];
-    const msgpack_object *x, *y, *bias;
+    const msgpack_object *x, *y, *bias, *gate, *residual;
     char activation[16];
 };
 
@@ -26,6 +26,8 @@ static const struct fq_field gemm_fields[] = {
     FQ_FIELD_MAP(struct gemm_params, y, FQ_REQUIRED),
     FQ_FIELD_ANY(struct gemm_params, bias, FQ_OPTIONAL),
     FQ_FIELD_STR(struct gemm_params, activation, FQ_OPTIONAL),
+    FQ_FIELD_MAP(struct gemm_params, gate, FQ_OPTIONAL),
+    FQ_FIELD_MAP(struct gemm_params, residual, FQ_OPTIONAL),
 };
 
 struct place {
@@ -47,6 +49,16 @@ static const struct fq_field bias_fields[] = {
     FQ_FIELD_U64(struct bias_params, buffer, FQ_REQUIRED),
     FQ_FIELD_U64(struct bias_params, offset, FQ_REQUIRED),
     FQ_FIELD_STR(struct bias_params, dtype, FQ_REQUIRED),
+};
+
+struct gate_params {
+    uint64_t tensor;
+    const msgpack_object *bias;
+};
+
+static const struct fq_field gate_fields[] = {
+    FQ_FIELD_U64(struct gate_params, tensor, FQ_REQUIRED),
+    FQ_FIELD_ANY(struct gate_params, bias, FQ_OPTIONAL),
 };
 
 #define COUNT_OF(table) (sizeof(table) / sizeof *(table))
@@ -115,9 +127,10 @@ static bool disjoint(const struct region *a, const struct region *b) {
     return shift >= a->length && shift + b->length <= a->stride;
 }
 
-static int read_bias(struct fq_session *session, const struct fq_tensor *tensor,
-                     const msgpack_object *given, struct fq_gemm *gemm, struct region *region,
-                     struct fq_error *err) {
+/* A bias as the checkpoint has it, or of the client's own; `what` names it in errors. */
+static int read_bias(struct fq_session *session, const char *what, const struct fq_tensor *tensor,
+                     const msgpack_object *given, struct region *region, const void **bias,
+                     enum fq_dtype *dtype, struct fq_error *err) {
     struct bias_params params;
     int type;
 
@@ -125,18 +138,18 @@ static int read_bias(struct fq_session *session, const struct fq_tensor *tensor,
         return 0;
     if (given->type == MSGPACK_OBJECT_BOOLEAN) {
         if (!tensor->bias)
-            return fq_fail(err, FQ_INVALID, "bias is true, and %s has none in its checkpoint",
+            return fq_fail(err, FQ_INVALID, "%s is true, and %s has none in its checkpoint", what,
                            tensor->name);
-        gemm->bias = tensor->bias;
-        gemm->bias_type = FQ_F32;
+        *bias = tensor->bias;
+        *dtype = FQ_F32;
         return 0;
     }
     if (given->type != MSGPACK_OBJECT_MAP)
-        return fq_fail(err, FQ_INVALID, "bias is neither a bool nor a map");
+        return fq_fail(err, FQ_INVALID, "%s is neither a bool nor a map", what);
     if (fq_params_decode(given, bias_fields, COUNT_OF(bias_fields), &params, err) < 0)
-        return fq_fail_in(err, "bias");
+        return fq_fail_in(err, "%s", what);
     if (!(type = fq_dtype_parse(params.dtype)))
-        return fq_fail(err, FQ_INVALID, "bias: dtype is \"%s\", allowed are f32, f16, bf16",
+        return fq_fail(err, FQ_INVALID, "%s: dtype is \"%s\", allowed are f32, f16, bf16", what,
                        params.dtype);
     *region = (struct region){
         .offset = params.offset,
@@ -145,10 +158,53 @@ static int read_bias(struct fq_session *session, const struct fq_tensor *tensor,
         .rows = 1,
         .size = fq_dtype_size(type),
     };
-    if (check_region(session, "bias", params.buffer, region, err) < 0)
+    if (check_region(session, what, params.buffer, region, err) < 0)
         return err->status;
-    gemm->bias = (char *)fq_memory_address(region->buffer->memory) + region->offset;
-    gemm->bias_type = (enum fq_dtype)type;
+    *bias = (char *)fq_memory_address(region->buffer->memory) + region->offset;
+    *dtype = (enum fq_dtype)type;
+    return 0;
+}
+
+/* The gate is of the same model, so that one count of requests keeps both from being unloaded. */
+static int check_gate(const struct fq_tensor *tensor, const struct fq_tensor *gate,
+                      struct fq_error *err) {
+    const struct fq_weights_info *own = &tensor->info, *other = &gate->info;
+
+    if (gate->model != tensor->model)
+        return fq_fail(err, FQ_INVALID, "gate: %s is of model %s, allowed is %s", gate->name,
+                       gate->model->name, tensor->model->name);
+    if (other->n != own->n || other->k != own->k || other->bits != own->bits)
+        return fq_fail(err, FQ_INVALID,
+                       "gate: %s is %lld by %lld with %d bits, allowed is %lld by %lld with %d, as "
+                       "%s is",
+                       gate->name, (long long)other->n, (long long)other->k, other->bits,
+                       (long long)own->n, (long long)own->k, own->bits, tensor->name);
+    return 0;
+}
+
+/* After the bias, whose type that of the gate must be. */
+static int read_gate(struct fq_session *session, const struct fq_tensor *tensor,
+                     const msgpack_object *given, struct fq_gemm *gemm, struct region *region,
+                     struct fq_error *err) {
+    enum fq_dtype type = gemm->bias_type;
+    struct gate_params params = {0};
+    struct fq_tensor *gate;
+    int rc;
+
+    if (!given)
+        return 0;
+    if ((rc = fq_params_decode(given, gate_fields, COUNT_OF(gate_fields), &params, err)) < 0 ||
+        (rc = fq_registry_tensor(&session->daemon->registry, params.tensor, &gate, err)) < 0)
+        return fq_fail_in(err, "gate");
+    if ((rc = check_gate(tensor, gate, err)) < 0 ||
+        (rc = read_bias(session, "gate.bias", gate, params.bias, region, &gemm->gate_bias, &type,
+                        err)) < 0)
+        return rc;
+    if (gemm->bias && type != gemm->bias_type)
+        return fq_fail(err, FQ_INVALID, "gate.bias is %s, allowed is %s, as the bias is",
+                       fq_dtype_name((int)type), fq_dtype_name((int)gemm->bias_type));
+    gemm->bias_type = type;
+    gemm->gate = gate->weights;
     return 0;
 }
 
@@ -175,10 +231,67 @@ static int read_scalars(struct fq_session *session, const struct gemm_params *pa
     return 0;
 }
 
+/* What Y must not overlap.  The residual's rows may be the rows of Y that they are added to. */
+static int check_overlap(const struct region *regions, struct fq_error *err) {
+    static const struct {
+        enum fq_operand operand;
+        const char *name;
+    } others[] = {
+        {FQ_OPERAND_X, "x"},
+        {FQ_OPERAND_BIAS, "the bias"},
+        {FQ_OPERAND_GATE_BIAS, "the gate's bias"},
+        {FQ_OPERAND_RESIDUAL, "the residual"},
+    };
+    const struct region *y = &regions[FQ_OPERAND_Y];
+
+    for (size_t i = 0; i < COUNT_OF(others); i++) {
+        const struct region *other = &regions[others[i].operand];
+        bool in_place = others[i].operand == FQ_OPERAND_RESIDUAL && other->buffer == y->buffer &&
+                        other->offset == y->offset && (other->stride == y->stride || y->rows == 1);
+
+        if (other->buffer && !in_place && !disjoint(other, y))
+            return fq_fail(err, FQ_INVALID, "y overlaps %s", others[i].name);
+    }
+    return 0;
+}
+
+static bool on_host(const struct region *region) {
+    return !region->buffer || fq_memory_kind(region->buffer->memory) == FQ_MEMORY_HOST;
+}
+
+static void *address_of(const struct region *region) {
+    return (char *)fq_memory_address(region->buffer->memory) + region->offset;
+}
+
+/* X, Y and the residual, whose regions have their shapes. */
+static int read_places(struct fq_session *session, const struct gemm_params *params,
+                       struct fq_gemm *gemm, struct region *regions, struct fq_error *err) {
+    struct region *x = &regions[FQ_OPERAND_X], *y = &regions[FQ_OPERAND_Y];
+    struct region *residual = &regions[FQ_OPERAND_RESIDUAL];
+    int rc;
+
+    if ((rc = read_place(session, "x", params->x, x, err)) < 0 ||
+        (rc = read_place(session, "y", params->y, y, err)) < 0 ||
+        (params->residual &&
+         (rc = read_place(session, "residual", params->residual, residual, err)) < 0))
+        return rc;
+    gemm->x = address_of(x);
+    gemm->y = address_of(y);
+    gemm->x_stride = (int64_t)x->stride;
+    gemm->y_stride = (int64_t)y->stride;
+    gemm->host = on_host(x) && on_host(y) && on_host(residual);
+    if (params->residual) {
+        gemm->residual = address_of(residual);
+        gemm->residual_stride = (int64_t)residual->stride;
+    }
+    return 0;
+}
+
 /* Checks the whole request and fills request->gemm; the regions borrow their buffers. */
 static int read_gemm(struct fq_session *session, const struct fq_message *message,
-                     struct fq_request *request, struct region regions[3], struct fq_error *err) {
-    struct region *x = &regions[0], *y = &regions[1], *bias = &regions[2];
+                     struct fq_request *request, struct region regions[FQ_OPERAND_COUNT],
+                     struct fq_error *err) {
+    struct region *x = &regions[FQ_OPERAND_X], *y = &regions[FQ_OPERAND_Y];
     struct gemm_params params = {.activation = "none"};
     struct fq_gemm *gemm = &request->gemm;
     int rc;
@@ -193,27 +306,30 @@ static int read_gemm(struct fq_session *session, const struct fq_message *messag
     x->size = y->size = fq_dtype_size(gemm->type);
     x->length = (uint64_t)request->tensor->info.k;
     y->length = (uint64_t)request->tensor->info.n;
-    if ((rc = read_place(session, "x", params.x, x, err)) < 0 ||
-        (rc = read_place(session, "y", params.y, y, err)) < 0 ||
-        (rc = read_bias(session, request->tensor, params.bias, gemm, bias, err)) < 0)
+    regions[FQ_OPERAND_RESIDUAL] = *y;
+    if ((rc = read_places(session, &params, gemm, regions, err)) < 0 ||
+        (rc = read_bias(session, "bias", request->tensor, params.bias, &regions[FQ_OPERAND_BIAS],
+                        &gemm->bias, &gemm->bias_type, err)) < 0 ||
+        (rc = read_gate(session, request->tensor, params.gate, gemm, &regions[FQ_OPERAND_GATE_BIAS],
+                        err)) < 0)
         return rc;
-    if (!disjoint(x, y) || (bias->buffer && !disjoint(bias, y)))
-        return fq_fail(err, FQ_INVALID, "y overlaps %s", disjoint(x, y) ? "the bias" : "x");
     gemm->weights = request->tensor->weights;
-    gemm->x = (char *)fq_memory_address(x->buffer->memory) + x->offset;
-    gemm->y = (char *)fq_memory_address(y->buffer->memory) + y->offset;
-    gemm->x_stride = (int64_t)x->stride;
-    gemm->y_stride = (int64_t)y->stride;
-    gemm->host = fq_memory_kind(x->buffer->memory) == FQ_MEMORY_HOST &&
-                 fq_memory_kind(y->buffer->memory) == FQ_MEMORY_HOST;
-    return 0;
+    return check_overlap(regions, err);
+}
+
+/* That it names, without biases. */
+static uint64_t bytes_of(const struct region *regions) {
+    uint64_t elements = regions[FQ_OPERAND_X].length + regions[FQ_OPERAND_Y].length;
+
+    if (regions[FQ_OPERAND_RESIDUAL].buffer)
+        elements += regions[FQ_OPERAND_RESIDUAL].length;
+    return regions[FQ_OPERAND_X].rows * elements * regions[FQ_OPERAND_X].size;
 }
 
 int fq_method_gemm(struct fq_session *session, const struct fq_message *message,
                    struct fq_error *err) {
     struct fq_request *request = calloc(1, sizeof *request);
-    struct region regions[3] = {0};
-    uint64_t bytes;
+    struct region regions[FQ_OPERAND_COUNT] = {0};
     int rc;
 
     if (!request)
@@ -225,17 +341,15 @@ int fq_method_gemm(struct fq_session *session, const struct fq_message *message,
     }
     if ((rc = read_gemm(session, message, request, regions, err)) < 0)
         goto fail;
-    bytes = regions[0].rows * (regions[0].length + regions[1].length) * regions[0].size;
-    if ((rc = fq_call_new(session, message->id, bytes, &request->call, err)) < 0)
+    if ((rc = fq_call_new(session, message->id, bytes_of(regions), &request->call, err)) < 0)
         goto fail;
     if ((rc = fq_scheduler_add(&session->daemon->scheduler, request, err)) < 0) {
         fq_call_free(request->call);
         goto fail;
     }
-    request->x = fq_buffer_ref(regions[0].buffer);
-    request->y = fq_buffer_ref(regions[1].buffer);
-    if (regions[2].buffer)
-        request->bias = fq_buffer_ref(regions[2].buffer);
+    for (int i = 0; i < FQ_OPERAND_COUNT; i++)
+        if (regions[i].buffer)
+            request->buffers[i] = fq_buffer_ref(regions[i].buffer);
     fq_model_begin(request->tensor->model);
     return 0;
 

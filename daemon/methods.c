@@ -65,7 +65,9 @@ static void pack_capabilities(struct fq_pack *pack, const struct fq_session *ses
     const struct fq_device_info *device = &session->daemon->device;
 
     fq_pack_array(pack, "capabilities",
-                  (uint32_t)device->f32_activations + device->device_memory + session->admin);
+                  2u + device->f32_activations + device->device_memory + session->admin);
+    fq_pack_str(pack, NULL, "gate");
+    fq_pack_str(pack, NULL, "residual");
     if (device->f32_activations)
         fq_pack_str(pack, NULL, "f32");
     if (device->device_memory)

@@ -40,8 +40,9 @@ static struct fq_request *first_of(const struct fq_flow *flow) {
 
 static int64_t work_of(const struct fq_request *request) {
     const struct fq_tensor *tensor = request->tensor;
+    int64_t elements = tensor->info.n * tensor->info.k * (request->gemm.gate ? 2 : 1);
 
-    return request->gemm.m * ((tensor->info.n * tensor->info.k + (1 << 20) - 1) >> 20);
+    return request->gemm.m * ((elements + (1 << 20) - 1) >> 20);
 }
 
 static struct fq_flow *flow_of(struct fq_session *session, struct fq_tensor *tensor) {
@@ -146,6 +147,9 @@ static void add_to_batch(struct fq_scheduler *scheduler, struct fq_batch *batch,
 
             batch->x_rows[row] = (const char *)gemm->x + (size_t)(i * gemm->x_stride) * size;
             batch->y_rows[row] = (char *)gemm->y + (size_t)(i * gemm->y_stride) * size;
+            if (gemm->residual)
+                batch->residual_rows[row] =
+                    (const char *)gemm->residual + (size_t)(i * gemm->residual_stride) * size;
         }
     batch->gemm.m += gemm->m;
     batch->requests[batch->count++] = request;
@@ -154,7 +158,9 @@ static void add_to_batch(struct fq_scheduler *scheduler, struct fq_batch *batch,
 static bool joins(const struct fq_gemm *batch, const struct fq_gemm *gemm) {
     return gemm->m <= FQ_DECODE_ROWS - batch->m && gemm->type == batch->type &&
            gemm->bias == batch->bias && gemm->bias_type == batch->bias_type &&
-           gemm->activation == batch->activation && gemm->host == batch->host;
+           gemm->gate == batch->gate && gemm->gate_bias == batch->gate_bias &&
+           gemm->activation == batch->activation && gemm->host == batch->host &&
+           !gemm->residual == !batch->residual;
 }
 
 /* One pass over the tensor's flows, a request from each; true while any joined. */
@@ -200,6 +206,10 @@ bool fq_scheduler_next(struct fq_scheduler *scheduler, struct fq_batch *batch) {
     batch->gemm.y = NULL;
     batch->gemm.x_rows = batch->x_rows;
     batch->gemm.y_rows = batch->y_rows;
+    if (batch->gemm.residual) {
+        batch->gemm.residual = NULL;
+        batch->gemm.residual_rows = batch->residual_rows;
+    }
     return true;
 }
 
@@ -240,9 +250,8 @@ void fq_request_finish(struct fq_request *request, const struct fq_error *error)
         model->requests++;
         fq_call_reply_empty(request->call);
     }
-    fq_buffer_unref(request->x);
-    fq_buffer_unref(request->y);
-    fq_buffer_unref(request->bias);
+    for (int i = 0; i < FQ_OPERAND_COUNT; i++)
+        fq_buffer_unref(request->buffers[i]);
     fq_model_end(model);
     fq_session_unref(session);
     free(request);

@@ -3,10 +3,10 @@
  * Which requests run next.  Ready requests wait in flows, one a session and
  * tensor.  The session whose turn it is, by deficit round robin over the
  * multiply-adds it was served, chooses the tensor; the launch then takes up to
- * FQ_DECODE_ROWS ready rows of that tensor with the same element type, bias
- * and activation from any sessions, by row pointers.  A larger request is a
- * launch of its own.  There is no timer: while launches run the queues fill.
- * Loop's thread.
+ * FQ_DECODE_ROWS ready rows of that tensor with the same element type, gate,
+ * biases and activation from any sessions, by row pointers; all with a residual
+ * or none.  A larger request is a launch of its own.  There is no timer: while launches run the
+ * queues fill. Loop's thread.
  */
 #ifndef FQ_DAEMON_SCHEDULER_H
 #define FQ_DAEMON_SCHEDULER_H
@@ -22,14 +22,24 @@ struct fq_flow;
 struct fq_session;
 struct fq_tensor;
 
+/* The buffers that a gemm can name. */
+enum fq_operand {
+    FQ_OPERAND_X,
+    FQ_OPERAND_Y,
+    FQ_OPERAND_BIAS,
+    FQ_OPERAND_GATE_BIAS,
+    FQ_OPERAND_RESIDUAL,
+    FQ_OPERAND_COUNT
+};
+
 /* One gemm, from its arrival to its reply. */
 struct fq_request {
     struct fq_list link;  /* in its flow */
     struct fq_call *call; /* owned: its session and the id to answer */
     struct fq_tensor *tensor;
-    struct fq_gemm gemm;            /* base and stride form */
-    struct fq_buffer *x, *y, *bias; /* references; bias may be NULL */
-    uint64_t arrived;               /* uv_hrtime() */
+    struct fq_gemm gemm;                         /* base and stride form */
+    struct fq_buffer *buffers[FQ_OPERAND_COUNT]; /* references; NULL where it names none */
+    uint64_t arrived;                            /* uv_hrtime() */
 };
 
 /* What the scheduler keeps in a session; embedded there. */

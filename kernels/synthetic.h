@@ -31,7 +31,7 @@ enum fq_synthetic_stream {
     FQ_SYNTHETIC_CODES = 1,
     FQ_SYNTHETIC_SCALES,
     FQ_SYNTHETIC_ZEROS,
-    FQ_SYNTHETIC_VALUES /* free for activations and the like */
+    FQ_SYNTHETIC_VALUES
 };
 
 /* 0 ≤ row < 2^32, 0 ≤ at < 2^28. */
@@ -67,6 +67,16 @@ FQ_SYNTHETIC uint8_t fq_synthetic_zero(uint64_t seed, int64_t row, int64_t group
     uint64_t hash = fq_synthetic_hash(seed, FQ_SYNTHETIC_ZEROS, row, group);
 
     return (uint8_t)((1u << (bits - 1)) + (unsigned)(hash % 3) - 1);
+}
+
+/* Element [row][column] of activations to go with them: evenly spread in (−1, 1), none of them 0,
+ * with bf16's significant bits, or otherwise fp16's, so exact in the type. */
+FQ_SYNTHETIC float fq_synthetic_value(uint64_t seed, int64_t row, int64_t column,
+                                      enum fq_dtype dtype) {
+    uint64_t hash = fq_synthetic_hash(seed, FQ_SYNTHETIC_VALUES, row, column);
+    int bits = dtype == FQ_BF16 ? 8 : 11;
+
+    return (float)(2 * (int)(hash >> (64 - bits)) + 1 - (1 << bits)) / (float)(1 << bits);
 }
 
 #ifdef __cplusplus

@@ -44,6 +44,7 @@ static int set_up(void **context) {
     assert_non_null(fixture);
     assert_int_equal(fq_backend_new("reference", NULL, &fixture->backend, &err), 0);
     assert_int_equal(fq_stream_new(fixture->backend, &fixture->stream, &err), 0);
+    assert_null(fq_stream_native(fixture->stream)); /* the host has none */
     assert_int_equal(fq_weights_new(fixture->backend, &matrix, &fixture->weights, &err), 0);
     assert_int_equal(fq_memory_new(fixture->backend, FQ_MEMORY_HOST, 4096, &fixture->memory, &err),
                      0);

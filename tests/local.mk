@@ -23,7 +23,7 @@ INTEGRATION_TESTS = tests/integration/serve.py tests/integration/refusals.py \
 	tests/integration/quotas.py tests/integration/lifecycle.py tests/integration/crashes.py \
 	tests/integration/onecopy.py tests/integration/permissions.py \
 	tests/integration/malformed.py tests/integration/wire-client.py \
-	tests/integration/ctl.py tests/integration/checkpoint-formats.py
+	tests/integration/ctl.py tests/integration/library.py tests/integration/checkpoint-formats.py
 dist_check_SCRIPTS += $(INTEGRATION_TESTS)
 TESTS += $(INTEGRATION_TESTS)
 EXTRA_DIST += tests/integration/harness.py

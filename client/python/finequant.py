@@ -45,7 +45,8 @@ class _Info(Structure):
                 ("memory_total", c_uint64), ("max_frame", c_uint64), ("max_inflight", c_uint64),
                 ("max_inflight_bytes", c_uint64), ("max_buffers", c_uint64),
                 ("max_buffer_bytes", c_uint64), ("max_rows", c_uint64), ("f32", c_bool),
-                ("device_buffers", c_bool), ("admin", c_bool)]
+                ("device_buffers", c_bool), ("admin", c_bool), ("gate", c_bool),
+                ("residual", c_bool)]
 
 
 _PROGRESS = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint64)
@@ -75,7 +76,8 @@ class _Place(Structure):
 class _Gemm(Structure):
     _fields_ = [("tensor", POINTER(_Tensor)), ("m", c_uint64), ("dtype", c_int), ("x", _Place),
                 ("y", _Place), ("bias", c_int), ("bias_at", _Place), ("bias_dtype", c_int),
-                ("activation", c_int)]
+                ("activation", c_int), ("gate", POINTER(_Tensor)), ("gate_bias", c_int),
+                ("gate_bias_at", _Place), ("residual", _Place)]
 
 
 def _load_library():
@@ -342,35 +344,47 @@ class Client:
         return Buffer(self, size, kind)
 
     @staticmethod
-    def _gemm(tensor, x, y, m, dtype, bias, activation, x_offset, y_offset, x_stride, y_stride):
+    def _bias(bias):
+        """The kind, place and dtype of what a caller gives as a bias."""
+        if not isinstance(bias, tuple):
+            return BIAS_CHECKPOINT if bias else BIAS_NONE, _Place(), 0
+        buffer, offset, dtype = bias
+        return BIAS_BUFFER, _Place(buffer._open(), offset, 0), DTYPES[dtype]
+
+    def _gemm(self, tensor, x, y, m, dtype, bias, activation, x_offset=0, y_offset=0, x_stride=0,
+              y_stride=0, gate=None, gate_bias=False, residual=None, residual_offset=0,
+              residual_stride=0):
         request = _Gemm(ctypes.pointer(tensor._raw), m, DTYPES[dtype],
                         _Place(x._open(), x_offset, x_stride),
                         _Place(y._open(), y_offset, y_stride),
                         activation=ACTIVATIONS[activation])
-        if isinstance(bias, tuple):
-            buffer, offset, bias_dtype = bias
-            request.bias, request.bias_dtype = BIAS_BUFFER, DTYPES[bias_dtype]
-            request.bias_at = _Place(buffer._open(), offset, 0)
-        elif bias:
-            request.bias = BIAS_CHECKPOINT
+        request.bias, request.bias_at, own_dtype = self._bias(bias)
+        request.gate_bias, request.gate_bias_at, gate_dtype = self._bias(gate_bias)
+        if own_dtype and gate_dtype and own_dtype != gate_dtype:
+            raise ValueError("bias and gate_bias have different dtypes")
+        request.bias_dtype = own_dtype or gate_dtype
+        if gate is not None:
+            request.gate = ctypes.pointer(gate._raw)
+        if residual is not None:
+            request.residual = _Place(residual._open(), residual_offset, residual_stride)
         return request
 
-    def gemm(self, tensor, x, y, m, dtype="f16", bias=False, activation="none", x_offset=0,
-             y_offset=0, x_stride=0, y_stride=0):
-        """Y = activation(X·Wᵀ + bias), complete on return.
+    def gemm(self, tensor, x, y, m, dtype="f16", bias=False, activation="none", **how):
+        """Y = activation(X·Wᵀ + bias) + residual, complete on return; with a gate V
+        Y = activation(X·Vᵀ + gate_bias) ⊙ (X·Wᵀ + bias) + residual.
 
-        x, y: Buffers; offsets in bytes, strides in elements (0: rows follow one another).  bias:
-        True for the checkpoint's, or (buffer, offset, dtype).
+        x, y: Buffers.  dtype: of X, Y and the residual ("f16").  x_offset, y_offset in bytes,
+        x_stride, y_stride in elements (0: rows follow one another).  bias, gate_bias: True for the
+        checkpoint's, or (buffer, offset, dtype).  activation: "none", "relu", "gelu", "gelu_tanh",
+        "silu".  gate: a Tensor of the same model, shape and bits.  residual: a Buffer, with
+        residual_offset and residual_stride; it may be y's own place.
         """
-        request = self._gemm(tensor, x, y, m, dtype, bias, activation, x_offset, y_offset, x_stride,
-                             y_stride)
+        request = self._gemm(tensor, x, y, m, dtype, bias, activation, **how)
         _call("fq_client_gemm", self._open(), byref(request))
 
-    def submit(self, tensor, x, y, m, dtype="f16", bias=False, activation="none", x_offset=0,
-               y_offset=0, x_stride=0, y_stride=0):
+    def submit(self, tensor, x, y, m, dtype="f16", bias=False, activation="none", **how):
         """As gemm, but returns a ticket at once, for wait() or poll()."""
-        request = self._gemm(tensor, x, y, m, dtype, bias, activation, x_offset, y_offset, x_stride,
-                             y_stride)
+        request = self._gemm(tensor, x, y, m, dtype, bias, activation, **how)
         ticket = c_uint64()
         _call("fq_client_submit", self._open(), byref(request), byref(ticket))
         return ticket.value

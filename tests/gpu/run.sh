@@ -43,6 +43,20 @@ check conformance env FINEQUANT_TEST_ROUNDS=8 bin/test-conformance cuda
 check conformance-seed-2 env FINEQUANT_TEST_SEED=2 FINEQUANT_TEST_ROUNDS=8 bin/test-conformance cuda
 check ipc bin/test-ipc
 
+# The bench: every kind of matrix, and layers of a model, with errors of what its graphs wrote.
+check bench-kernel bin/finequant-bench kernel --backend=cuda --shape=300x336,512x1024 --bits=8,4,3 \
+    --group=32,64,channel --zero=no,yes --dtype=f16,bf16 --m=1,17,64,70,300 --rotate-mib=8 \
+    --csv="$logs/bench.csv"
+check bench-kernel-errors awk -F, '/^[0-9]/ { rows++; bad += !($NF < ($4 == "bf16" ? 5e-3 : 1e-3)) }
+    END { print rows " rows, " bad " wrong"; exit rows != 360 || bad }' "$logs/bench.csv"
+check bench-gated bin/finequant-bench kernel --backend=cuda --n=512 --k=1024 --m=1,64,70 \
+    --rotate-mib=8 --gate=yes --bias=yes --residual=yes --activation=silu --csv="$logs/gated.csv"
+check bench-gated-errors awk -F, '/^[0-9]/ { rows++; bad += !($NF < 1e-3) }
+    END { print rows " rows, " bad " wrong"; exit rows != 3 || bad }' "$logs/gated.csv"
+check bench-model bin/finequant-bench model --arch=opt-125m --layers=3 --m=1,8 --bits=8,4,3
+check bench-model-errors awk '/^ *[0-9]/ { rows++; bad += !($NF < 1e-3) }
+    END { print rows " rows, " bad " wrong"; exit rows != 6 || bad }' "$logs/bench-model.log"
+
 # The daemon on the GPU, by the integration tests and by device buffers.
 FINEQUANTD=$PWD/bin/finequantd FINEQUANT_TEST_BACKEND=cuda
 FINEQUANT_LIBRARY=$PWD/lib/libfinequant.so.0
@@ -50,7 +64,7 @@ FINEQUANT_HARNESS=$PWD/python FINEQUANT_PYTHON=$PWD/python PYTHONDONTWRITEBYTECO
 export FINEQUANTD FINEQUANT_TEST_BACKEND FINEQUANT_LIBRARY FINEQUANT_HARNESS FINEQUANT_PYTHON
 export PYTHONDONTWRITEBYTECODE
 check device-buffers python3 python/device-buffers.py
-for test in serve refusals quotas lifecycle crashes onecopy malformed; do
+for test in serve library refusals quotas lifecycle crashes onecopy malformed; do
     check "daemon-$test" python3 "python/$test.py"
 done
 

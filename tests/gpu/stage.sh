@@ -30,6 +30,7 @@ for program in kernels/test-conformance kernels/test-backend kernels/test-synthe
     fi
 done
 cp "$build/finequantd" "$stage/bin/"
+strip --strip-debug "$stage"/bin/* # which leaves the kernels' line numbers
 mkdir -p "$stage/python"
 cp "$source"/tests/integration/*.py "$source/client/python/finequant.py" \
     "$source/tests/gpu/device-buffers.py" "$stage/python/"

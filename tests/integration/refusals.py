@@ -6,7 +6,8 @@ import struct
 
 import msgpack
 import numpy as np
-from harness import BACKEND, Client, Closed, Daemon, expect, main, small_model
+from harness import (BACKEND, Client, Closed, Daemon, Matrix, expect, main, small_model,
+                     write_checkpoint)
 
 U64 = 2 ** 64 - 1
 
@@ -18,10 +19,18 @@ def requests_are_refused_by_name_and_the_session_goes_on(directory):
     for name, text in (("config.json", b"{}"), ("model.safetensors", b"\xff" * 64)):
         with open(os.path.join(broken, name), "wb") as file:
             file.write(text)
-    daemon = Daemon(directory, models=[("m", path)])
+    random = np.random.default_rng(3)
+    others = write_checkpoint(os.path.join(directory, "others"), {
+        "layer": Matrix(random, 96, 128), "gate": Matrix(random, 96, 128, group=32),
+        "wide": Matrix(random, 97, 128), "deep": Matrix(random, 96, 160),
+        "eight": Matrix(random, 96, 128, bits=8)})
+    daemon = Daemon(directory, models=[("m", path), ("others", others)])
     client = daemon.connect()
     tensor = client.tensor("m", "layer")
+    own, gate, wide, deep, eight = (client.tensor("others", name)["id"]
+                                    for name in ("layer", "gate", "wide", "deep", "eight"))
     buffer = client.buffer(4096)
+    f32, f16 = ({"buffer": buffer.id, "offset": 0, "dtype": dtype} for dtype in ("f32", "f16"))
     x, y = {"buffer": buffer.id, "offset": 0}, {"buffer": buffer.id, "offset": 2048}
 
     def gemm(**change):
@@ -77,6 +86,28 @@ def requests_are_refused_by_name_and_the_session_goes_on(directory):
         ("invalid", *gemm(bias={"buffer": buffer.id, "offset": 4000, "dtype": "f32"}), "beyond"),
         ("invalid", *gemm(bias={"buffer": buffer.id, "offset": 2000, "dtype": "f16"}),
          "overlaps the bias"),
+        ("invalid", *gemm(gate=own), "gate"),
+        ("invalid", *gemm(gate={}), "gate"),
+        ("invalid", *gemm(gate={"tensor": own, "more": 1}), "more"),
+        ("not-found", *gemm(gate={"tensor": 7}), "gate"),
+        ("invalid", *gemm(gate={"tensor": gate}), "of model others, allowed is m"),
+        ("invalid", *gemm(tensor=own, gate={"tensor": wide}), "97 by 128"),
+        ("invalid", *gemm(tensor=own, gate={"tensor": deep}), "96 by 160"),
+        ("invalid", *gemm(tensor=own, gate={"tensor": eight}), "with 8 bits"),
+        ("invalid", *gemm(tensor=own, gate={"tensor": gate, "bias": True}), "gate.bias is true"),
+        ("invalid", *gemm(tensor=own, gate={"tensor": gate, "bias": 1}), "gate.bias"),
+        ("invalid", *gemm(tensor=own, gate={"tensor": gate, "bias": {**f16, "offset": 4000}}),
+         "gate.bias"),
+        ("invalid", *gemm(tensor=own, gate={"tensor": gate, "bias": {**f16, "offset": 2000}}),
+         "overlaps the gate's bias"),
+        ("invalid", *gemm(tensor=own, bias=f16, gate={"tensor": gate, "bias": f32}),
+         "gate.bias is f32, allowed is f16"),
+        ("invalid", *gemm(residual=3), "residual"),
+        ("not-found", *gemm(residual={"buffer": 99, "offset": 0}), "residual"),
+        ("invalid", *gemm(residual={**x, "offset": 4000}), "residual"),
+        ("invalid", *gemm(residual={**x, "stride": 95}), "residual"),
+        ("invalid", *gemm(residual={**y, "offset": 2050}), "overlaps the residual"),
+        ("invalid", *gemm(residual={**y, "stride": 97}, m=2), "overlaps the residual"),
     ]
     if BACKEND == "cuda":
         table.append(("unsupported", *gemm(dtype="f32"), "f32"))

@@ -188,12 +188,21 @@ def main(path, model, tensor, directory):
     y = y[:, :n].view(np.float16).astype(np.float64)
     weights, bias = dequantize(directory, tensor, n, k, shape["bits"], shape["group"])
     check((bias is not None) == shape["bias"], "tensor.describe and the checkpoint differ on bias")
-    wanted = x.astype(np.float64) @ weights.T
+    product = x.astype(np.float64) @ weights.T
     if bias is not None:
-        wanted = wanted + bias.astype(np.float64)
-    wanted = np.maximum(wanted, 0)
+        product = product + bias.astype(np.float64)
+    wanted = np.maximum(product, 0)
     error = np.linalg.norm(y - wanted) / np.linalg.norm(wanted)
     check(error <= 1e-3, f"relative error {error:.2e} is above 1e-3")
+
+    if {"gate", "residual"} <= set(hello["capabilities"]):  # gated by itself, and added to itself
+        gate = {"tensor": shape["id"], "bias": shape["bias"]}
+        wire.ask("gemm", **asked, bias=shape["bias"], activation="relu", gate=gate,
+                 residual=asked["y"])
+        gated = np.frombuffer(y_memory, np.float16).reshape(ROWS, n + 3)[:, :n].astype(np.float64)
+        wanted = np.maximum(product, 0) * product + y
+        off = np.linalg.norm(gated - wanted) / np.linalg.norm(wanted)
+        check(off <= 1e-3, f"relative error {off:.2e} with gate and residual is above 1e-3")
 
     for buffer in (x_id, y_id):
         check(wire.ask("buffer.destroy", buffer=buffer) == {}, "buffer.destroy has a result")
