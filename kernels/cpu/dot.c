@@ -12,8 +12,8 @@
  *
  * Every product and sum of a chunk is then exact in int32, one accumulator a
  * limb, and the chunk's result goes to fp32 once.  Three limbs carry 23 bits and
- * sign, as fp32 does; fp16 and bf16 rows whose largest element stands out little
- * take two.  A row's form is decided by that row alone, so its bits do not depend
+ * sign, as fp32 does; bf16 rows whose largest element stands out little take
+ * two.  A row's form is decided by that row alone, so its bits do not depend
  * on its company.  Rows with an infinity or NaN are left to the fp32 kernels.
  */
 #include "cpu.h"
@@ -99,7 +99,7 @@ static void fix_chunk(const float *x, int64_t columns, int top, int bits, int8_t
 
 static bool to_fixed(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed) {
-    bool two = type != FQ_F32;
+    bool two = type == FQ_BF16; /* fp16's bound is too near to two limbs' error */
     struct fq_cpu_chunk *chunk = fixed->chunks;
     struct fq_cpu_span span = {0};
 
