@@ -17,8 +17,10 @@ libfqcpu_generic_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_generic_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=generic
 libfqcpu_generic_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -Wno-psabi
 if CPU_X86
-noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx512.la libfqcpu_avx512vnni.la
-libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx512vnni.la libfqcpu_avx512.la
+noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx512.la libfqcpu_avx512vnni.la \
+	libfqcpu_avx512bf16.la
+libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx512bf16.la libfqcpu_avx512vnni.la \
+	libfqcpu_avx512.la
 libfqcpu_avx2_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx2_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx2
 libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx2 -mfma -mf16c
@@ -26,9 +28,11 @@ libfqcpu_avx512_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx512
 libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
-libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c
+libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c kernels/cpu/fixed.c
 libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mfma -mf16c -mprefer-vector-width=512
+libfqcpu_avx512bf16_la_SOURCES = kernels/cpu/bf16.c
+libfqcpu_avx512bf16_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS) -mavx512bf16
 endif
 # The CUDA sources go into every tarball, whether or not this build compiles them.
 EXTRA_DIST += kernels/cuda/NOTES.md

@@ -4,8 +4,8 @@
  * fp32 once a call, and splits large M into passes.  A GEMM runs in the caller,
  * with OpenMP threads beside it.
  *
- * FINEQUANT_CPU_KERNELS=generic|avx2|avx512|avx512vnni takes a lesser set than the best, to
- * test it or to work round a processor.
+ * FINEQUANT_CPU_KERNELS=generic|avx2|avx512|avx512vnni|avx512bf16 takes a lesser set than the best,
+ * to test it or to work round a processor.
  */
 #ifdef HAVE_CONFIG_H
 #include <config.h>
@@ -35,6 +35,8 @@ size_t fq_cpu_scratch_floats(int64_t rows, int operands) {
 
 static bool runs_here(const struct fq_cpu_kernels *kernels) {
 #ifdef FQ_CPU_X86
+    if (kernels == &fq_cpu_avx512bf16)
+        return runs_here(&fq_cpu_avx512vnni) && __builtin_cpu_supports("avx512bf16");
     if (kernels == &fq_cpu_avx512vnni)
         return runs_here(&fq_cpu_avx512) && __builtin_cpu_supports("avx512vnni") &&
                __builtin_cpu_supports("avx512vbmi");
@@ -52,9 +54,7 @@ static bool runs_here(const struct fq_cpu_kernels *kernels) {
 static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *err) {
     static const struct fq_cpu_kernels *const best_first[] = {
 #ifdef FQ_CPU_X86
-        &fq_cpu_avx512vnni,
-        &fq_cpu_avx512,
-        &fq_cpu_avx2,
+        &fq_cpu_avx512bf16, &fq_cpu_avx512vnni, &fq_cpu_avx512, &fq_cpu_avx2,
 #endif
         &fq_cpu_generic,
     };
@@ -70,9 +70,10 @@ static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *er
             return fq_fail(err, FQ_UNAVAILABLE, "FINEQUANT_CPU_KERNELS=%s: not on this processor",
                            wanted);
     }
-    return fq_fail(err, FQ_INVALID,
-                   "FINEQUANT_CPU_KERNELS=%s, allowed are avx512vnni, avx512, avx2 and generic",
-                   wanted);
+    return fq_fail(
+        err, FQ_INVALID,
+        "FINEQUANT_CPU_KERNELS=%s, allowed are avx512bf16, avx512vnni, avx512, avx2 and generic",
+        wanted);
 }
 
 static int usable_threads(void) {
@@ -165,7 +166,7 @@ static void sum_groups(const struct fq_cpu_weights *weights, const float *x, flo
 struct parts {
     size_t x, threads, total;
     struct {
-        size_t sums, fixed, limbs, chunks;
+        size_t sums, fixed, limbs, chunks, segments;
     } of[FQ_CPU_OPERANDS];
 };
 
@@ -179,7 +180,8 @@ static size_t take(struct parts *parts, size_t bytes) {
 static struct parts lay_out(const struct cpu_backend *backend, const struct fq_cpu_job *job,
                             bool decode) {
     const size_t count = (size_t)job->rows;
-    const size_t k = (size_t)job->operand[FQ_CPU_MAIN].weights->k_padded;
+    const struct fq_cpu_weights *first = job->operand[FQ_CPU_MAIN].weights;
+    const size_t k = (size_t)first->k_padded;
     struct parts parts = {0};
 
     parts.x = take(&parts, count * k * sizeof(float));
@@ -190,16 +192,19 @@ static struct parts lay_out(const struct cpu_backend *backend, const struct fq_c
     }
     for (int i = 0; i < job->operands; i++) {
         const struct fq_cpu_weights *weights = job->operand[i].weights;
-        const size_t groups = (size_t)weights->groups;
+        const size_t groups = (size_t)weights->groups, chunks = (size_t)fq_cpu_chunks(weights);
 
         parts.of[i].sums = take(&parts, weights->zeros ? count * groups * sizeof(float) : 0);
         if (!backend->kernels->to_fixed)
             continue;
         parts.of[i].fixed = take(&parts, count * sizeof(struct fq_cpu_fixed));
         parts.of[i].limbs = take(&parts, count * k * FQ_CPU_LIMBS);
-        parts.of[i].chunks =
-            take(&parts, count * (size_t)fq_cpu_chunks(weights) * sizeof(struct fq_cpu_chunk));
+        parts.of[i].chunks = take(&parts, count * chunks * sizeof(struct fq_cpu_chunk));
+        parts.of[i].segments = take(&parts, count * chunks * sizeof(struct fq_cpu_segment));
     }
+    if (backend->kernels->to_fixed && fq_cpu_splits(first) > 1)
+        parts.threads = take(&parts, (size_t)(first->blocks * fq_cpu_splits(first)) * count *
+                                         (size_t)job->operands * FQ_CPU_BLOCK * sizeof(float));
     return parts;
 }
 
@@ -214,32 +219,46 @@ static void convert_row(const struct fq_cpu_job *job, int i, const struct fq_cpu
         fixed[m] = (struct fq_cpu_fixed){
             .limbs = (int8_t *)scratch + parts->of[i].limbs + m * weights->k_padded * FQ_CPU_LIMBS,
             .chunks = (struct fq_cpu_chunk *)(void *)(scratch + parts->of[i].chunks) + m * chunks,
+            .segments =
+                (struct fq_cpu_segment *)(void *)(scratch + parts->of[i].segments) + m * chunks,
         };
-        /* The errors of two products multiply up: they get all the limbs. */
-        kernels->to_fixed(weights, x, job->operands > 1 ? FQ_F32 : job->gemm->type, &fixed[m]);
+        kernels->to_fixed(weights, x, job->gemm->type, &fixed[m]);
     }
     if (weights->zeros)
         sum_groups(weights, x,
                    (float *)(void *)(scratch + parts->of[i].sums) + m * weights->groups);
 }
 
-/* X to float, and for decode to what the kernels take. */
+static void copy_bf16(uint16_t *to, const void *from, int64_t k, int64_t padded) {
+    memcpy(to, from, (size_t)k * sizeof *to);
+    memset(to + k, 0, (size_t)(padded - k) * sizeof *to);
+}
+
+/* X to float, and for decode to what the kernels take; or as it is, where as_bf16. */
 static void convert_rows(struct fq_cpu_job *job, const struct fq_cpu_kernels *kernels,
-                         const struct parts *parts, char *scratch, bool decode) {
+                         const struct parts *parts, char *scratch, bool decode, bool as_bf16) {
     const int64_t k = job->gemm->weights->info.k;
     const int64_t pitch = job->operand[FQ_CPU_MAIN].weights->k_padded;
 
 #pragma omp parallel for schedule(static)                                                          \
     num_threads(job->threads) if (job->threads > 1 && job->rows > 1)
     for (int64_t m = 0; m < job->rows; m++) {
+        const void *from = fq_gemm_x_row(job->gemm, job->row + m);
         float *x = (float *)(void *)(scratch + parts->x) + m * pitch;
 
-        kernels->to_f32(x, fq_gemm_x_row(job->gemm, job->row + m), job->gemm->type, k);
+        if (as_bf16) {
+            copy_bf16((uint16_t *)(void *)(scratch + parts->x) + m * pitch, from, k, pitch);
+            continue;
+        }
+        kernels->to_f32(x, from, job->gemm->type, k);
         memset(x + k, 0, (size_t)(pitch - k) * sizeof *x);
         for (int i = 0; i < job->operands && decode; i++)
             convert_row(job, i, kernels, parts, scratch, m, x);
     }
-    job->x = (float *)(void *)(scratch + parts->x);
+    if (as_bf16)
+        job->x_bf16 = (uint16_t *)(void *)(scratch + parts->x);
+    else
+        job->x = (float *)(void *)(scratch + parts->x);
     for (int i = 0; i < job->operands; i++) {
         struct fq_cpu_operand *operand = &job->operand[i];
 
@@ -254,13 +273,15 @@ static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64
     const struct cpu_backend *backend = (const struct cpu_backend *)stream->base.backend;
     const struct fq_cpu_weights *weights = (const struct fq_cpu_weights *)gemm->weights;
     const bool decode = gemm->m <= FQ_DECODE_ROWS;
+    const bool as_bf16 = !decode && gemm->type == FQ_BF16 && backend->kernels->panel_bf16;
+    const int64_t units = weights->blocks * (decode ? fq_cpu_splits(weights) : 1);
     struct fq_cpu_job job = {
         .gemm = gemm,
         .operands = gemm->gate ? 2 : 1,
         .operand = {{.weights = weights}, {.weights = (const struct fq_cpu_weights *)gemm->gate}},
         .row = row,
         .rows = rows,
-        .threads = backend->threads < weights->blocks ? backend->threads : (int)weights->blocks,
+        .threads = backend->threads < units ? backend->threads : (int)units,
     };
     const struct parts parts = lay_out(backend, &job, decode);
     int status = reserve(stream, parts.total, err);
@@ -268,9 +289,11 @@ static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64
     if (status)
         return status;
     job.scratch = (float *)(void *)(stream->scratch + parts.threads);
-    convert_rows(&job, backend->kernels, &parts, stream->scratch, decode);
+    convert_rows(&job, backend->kernels, &parts, stream->scratch, decode, as_bf16);
     if (decode)
         backend->kernels->decode(&job);
+    else if (as_bf16)
+        backend->kernels->panel_bf16(&job);
     else
         backend->kernels->panel(&job);
     return 0;

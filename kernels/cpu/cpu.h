@@ -33,6 +33,8 @@
 #define FQ_CPU_STEP      16  /* columns a kernel step takes; no group boundary lies inside */
 #define FQ_CPU_ROWS_PASS 384 /* rows of X that a large-M pass takes at once */
 #define FQ_CPU_PANEL_K   512 /* columns of W dequantized at once for large M */
+#define FQ_CPU_UNITS     16  /* blocks, or blocks and parts of K, that are work for all threads */
+#define FQ_CPU_SPLIT_K   512 /* columns that a part of K has at least */
 
 struct fq_cpu_weights {
     struct fq_weights base;
@@ -47,30 +49,36 @@ struct fq_cpu_weights {
     size_t mapping_bytes;
 };
 
-/* A row of X in block fixed point, as dot.c describes.  A chunk is the span of columns that share a
- * unit: a group, or FQ_CPU_CHUNK columns of a longer one. */
-#define FQ_CPU_CHUNK 256
-#define FQ_CPU_LIMBS 3
+/* A row of X in block fixed point, as fixed.c describes.  A chunk is the span of columns that share
+ * a scale: a group, or FQ_CPU_SEGMENT columns of a longer one.  A segment is the chunks that share
+ * a unit, at most FQ_CPU_SEGMENT columns. */
+#define FQ_CPU_SEGMENT 256
+#define FQ_CPU_LIMBS   3
 
 struct fq_cpu_chunk {
-    uint32_t largest; /* bits of the largest magnitude */
+    int32_t offset[2]; /* −2^(bits−1) times the sum of limbs 0 and 1 together, and of limb 2: makes
+                          unsigned codes signed */
+    float sum;         /* of the integers */
+};
+
+struct fq_cpu_segment {
     float unit;
-    float sum; /* of the integers */
-    int32_t
-        offset[FQ_CPU_LIMBS]; /* −2^(bits−1) times each limb's sum: makes unsigned codes signed */
+    int32_t limbs; /* in use: 2 or 3; the third is 0 otherwise */
 };
 
 struct fq_cpu_fixed {
-    int count;                   /* limbs in use, 2 or 3; 0: the row has to be computed in fp32 */
-    int8_t *limbs;               /* [k_padded / 16][FQ_CPU_LIMBS][16] */
-    struct fq_cpu_chunk *chunks; /* [fq_cpu_chunks] */
+    bool valid;                      /* else the row has to be computed in fp32 */
+    int8_t *limbs;                   /* [k_padded / 16][FQ_CPU_LIMBS][16] */
+    struct fq_cpu_chunk *chunks;     /* [fq_cpu_chunks] */
+    struct fq_cpu_segment *segments; /* [fq_cpu_chunks] is enough */
 };
 
 /* Walks the chunks: start with {0}. */
 struct fq_cpu_span {
-    int64_t begin, end; /* columns */
-    int64_t index, group;
-    int64_t started; /* spans given so far */
+    int64_t begin, end;       /* columns */
+    int64_t group, group_end; /* the group they lie in, and where that ends */
+    int64_t segment_begin;    /* likewise the segment */
+    int64_t chunks, segments; /* begun so far, this one included */
 };
 
 static inline bool fq_cpu_next_span(const struct fq_cpu_weights *weights,
@@ -78,15 +86,21 @@ static inline bool fq_cpu_next_span(const struct fq_cpu_weights *weights,
     span->begin = span->end;
     if (span->begin >= weights->k_padded)
         return false;
-    /* Padding past k belongs to the last group: its weights are zero. */
-    span->group = span->begin / weights->base.info.group;
-    if (span->group >= weights->groups)
-        span->group = weights->groups - 1;
-    span->end = span->group == weights->groups - 1 ? weights->k_padded
-                                                   : (span->group + 1) * weights->base.info.group;
-    if (span->end > span->begin + FQ_CPU_CHUNK)
-        span->end = span->begin + FQ_CPU_CHUNK;
-    span->index = span->started++;
+    if (span->begin == span->group_end) {
+        span->group += span->chunks > 0;
+        span->group_end += weights->base.info.group;
+        /* Padding past k belongs to the last group: its weights are zero. */
+        if (span->group == weights->groups - 1)
+            span->group_end = weights->k_padded;
+    }
+    span->end = span->begin + FQ_CPU_SEGMENT;
+    if (span->end > span->group_end)
+        span->end = span->group_end;
+    span->chunks++;
+    if (span->segments == 0 || span->end > span->segment_begin + FQ_CPU_SEGMENT) {
+        span->segment_begin = span->begin;
+        span->segments++;
+    }
     return true;
 }
 
@@ -95,7 +109,17 @@ static inline int64_t fq_cpu_chunks(const struct fq_cpu_weights *weights) {
 
     while (fq_cpu_next_span(weights, &span))
         ;
-    return span.started;
+    return span.chunks;
+}
+
+/* Parts of K that a block's products are computed in, to be summed in order: few blocks alone would
+ * leave threads idle.  By the shape alone, never by the threads, so that every machine and every
+ * company of rows gives the same bits. */
+static inline int64_t fq_cpu_splits(const struct fq_cpu_weights *weights) {
+    const int64_t wanted = FQ_CPU_UNITS / weights->blocks;
+    const int64_t most = weights->k_padded / FQ_CPU_SPLIT_K;
+
+    return wanted < 2 || most < 2 ? 1 : wanted < most ? wanted : most;
 }
 
 /* One of a GEMM's matrices, with what its groups make of X. */
@@ -116,11 +140,14 @@ struct fq_cpu_job {
     const struct fq_gemm *gemm;
     int operands; /* 1, or 2 with a gate: of the same n, k and bits */
     struct fq_cpu_operand operand[FQ_CPU_OPERANDS];
-    int64_t row;    /* first row of X and Y that this pass covers */
-    int64_t rows;   /* and how many */
-    const float *x; /* [rows][k_padded], zero-padded */
+    int64_t row;            /* first row of X and Y that this pass covers */
+    int64_t rows;           /* and how many */
+    const float *x;         /* [rows][k_padded], zero-padded */
+    const uint16_t *x_bf16; /* likewise, for panel_bf16; x is NULL then */
     int threads;
-    float *scratch; /* [threads][fq_cpu_scratch_floats(rows, operands)], 64-byte aligned */
+    /* 64-byte aligned.  Many rows: [threads][fq_cpu_scratch_floats(rows, operands)].  Few, with
+     * to_fixed and splits: [blocks][splits][rows][operands][64]. */
+    float *scratch;
 };
 
 /* Floats that one thread needs for a pass of `rows` rows. */
@@ -132,12 +159,18 @@ struct fq_cpu_kernels {
      * depend on the other rows.  panel: dequantizes a panel at a time, for many rows. */
     void (*decode)(const struct fq_cpu_job *job);
     void (*panel)(const struct fq_cpu_job *job);
+    /* panel for X of bf16, as it is.  NULL: it is converted and goes to panel. */
+    void (*panel_bf16)(const struct fq_cpu_job *job);
     /* One row of X to float. */
     void (*to_f32)(float *out, const void *in, enum fq_dtype type, int64_t count);
     /* One row of X, [k_padded] floats of what was `type`, to what fixed->limbs and ->chunks point
-     * to.  False: it cannot be, and is left to fp32.  NULL: decode takes floats. */
-    bool (*to_fixed)(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
+     * to, and fixed->valid.  NULL: decode takes floats. */
+    void (*to_fixed)(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed);
+    /* `columns` columns of a block from column k on, both multiples of 16, to panel[columns][64];
+     * aligned to 64 bytes.  Only kernels that others build on have it and finish. */
+    void (*dequantize)(const struct fq_cpu_weights *weights, int64_t block, int64_t k,
+                       int64_t columns, float *panel);
     /* Epilogue and rounding: values[operand][rows][64] to rows `row`.. and a block's columns of
      * Y. */
     void (*finish)(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
@@ -148,11 +181,16 @@ extern const struct fq_cpu_kernels fq_cpu_generic;
 extern const struct fq_cpu_kernels fq_cpu_avx2;
 extern const struct fq_cpu_kernels fq_cpu_avx512;
 extern const struct fq_cpu_kernels fq_cpu_avx512vnni;
+extern const struct fq_cpu_kernels fq_cpu_avx512bf16;
 
 /* What comes after the products, in place: values[i] is column `column + i` of row m of Y, gate
  * NULL or the gate's product, which is lost.  (epilogue.c) */
 void fq_cpu_epilogue(const struct fq_gemm *gemm, int64_t m, int64_t column, float *values,
                      float *gate, int64_t count);
+
+/* X to block fixed point (fixed.c). */
+void fq_cpu_to_fixed(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
+                     struct fq_cpu_fixed *fixed);
 
 /* Prepacking (pack.c). */
 uint64_t fq_cpu_weights_size(struct fq_backend *backend, const struct fq_matrix *matrix);

@@ -2,19 +2,11 @@
 /*
  * The decode path where the processor has byte dot products (AVX512-VNNI with
  * VBMI).  fp32 arithmetic needs a conversion and an FMA for 16 weights; vpdpbusd
- * multiplies 64 codes as they are, so that int4 at M = 1 waits for memory.
+ * multiplies 64 codes as they are.  X is in block fixed point (fixed.c): an
+ * accumulator a limb, and limbs 0 and 1 are put together in int32.
  *
- * X becomes block fixed point first: the columns of a chunk (a group, or 256
- * columns of a longer one) share an exponent, and each element is an integer of
- * two or three signed bytes, its limbs:
- *
- *     x = unit · (limb0 + 2^8 · limb1 + 2^16 · limb2)
- *
- * Every product and sum of a chunk is then exact in int32, one accumulator a
- * limb, and the chunk's result goes to fp32 once.  Three limbs carry 23 bits and
- * sign, as fp32 does; fp16 and bf16 rows whose largest element stands out little
- * take two.  A row's form is decided by that row alone, so its bits do not depend
- * on its company.  Rows with an infinity or NaN are left to the fp32 kernels.
+ * A tile is 1 to 4 rows of X times some registers of rows of W: each register of
+ * codes is unpacked once and multiplied with every limb of every row.
  */
 #include "cpu.h"
 
@@ -29,100 +21,6 @@
 /* Bytes of codes that are asked for ahead of their use: a tile that takes one register of a block
  * at a time touches every fourth line, which the hardware does not follow. */
 #define AHEAD 4096
-
-/* A chunk's largest element may be 8 times its root mean square with two limbs: that bounds the
- * rounding error of a row by 2^-13 · 8 / √12 = 2.8e-4 of its norm, and half that on average. */
-#define CREST_SQUARED 64.0f
-
-/* ---- X to fixed point -------------------------------------------------------------------- */
-
-/* Largest magnitude's bits, and the sum of squares, of a chunk. */
-static uint32_t survey_chunk(const float *x, int64_t columns, float *squares) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    __m512i largest = _mm512_setzero_si512();
-    __m512 sum = _mm512_setzero_ps();
-
-    for (int64_t k = 0; k < columns; k += LANES) {
-        __m512 v = _mm512_loadu_ps(x + k);
-
-        largest = _mm512_max_epi32(largest, _mm512_and_si512(_mm512_castps_si512(v), magnitude));
-        sum = _mm512_fmadd_ps(v, v, sum);
-    }
-    *squares = _mm512_reduce_add_ps(sum);
-    return (uint32_t)_mm512_reduce_max_epi32(largest);
-}
-
-static float power_of_two(int exponent) {
-    uint32_t bits = (uint32_t)(exponent + 127) << 23;
-    float value;
-
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE __m512i low_byte(__m512i v) {
-    return _mm512_srai_epi32(_mm512_slli_epi32(v, 24), 24);
-}
-
-/* Rounds a chunk to integers below 2^top (which its limbs hold) and takes them apart. */
-static void fix_chunk(const float *x, int64_t columns, int top, int bits, int8_t *limbs,
-                      struct fq_cpu_chunk *chunk) {
-    int exponent = (int)(chunk->largest >> 23) - 127;
-    __m512i sum[FQ_CPU_LIMBS] = {_mm512_setzero_si512(), _mm512_setzero_si512(),
-                                 _mm512_setzero_si512()};
-
-    if (exponent < -100)
-        exponent = -100; /* keeps both powers normal; what is lost is below 2^-122 */
-    const __m512 up = _mm512_set1_ps(power_of_two(top - 1 - exponent));
-    for (int64_t k = 0; k < columns; k += FQ_CPU_STEP, limbs += FQ_CPU_LIMBS * FQ_CPU_STEP) {
-        __m512i rest = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + k), up));
-
-        for (int l = 0; l < FQ_CPU_LIMBS; l++) {
-            __m512i limb = low_byte(rest);
-
-            rest = _mm512_srai_epi32(_mm512_sub_epi32(rest, limb), 8);
-            sum[l] = _mm512_add_epi32(sum[l], limb);
-            _mm_storeu_si128((__m128i *)(void *)(limbs + l * FQ_CPU_STEP),
-                             _mm512_cvtepi32_epi8(limb));
-        }
-    }
-    double total = 0;
-    for (int l = FQ_CPU_LIMBS - 1; l >= 0; l--) {
-        int32_t limb_sum = _mm512_reduce_add_epi32(sum[l]);
-
-        chunk->offset[l] = -limb_sum * (1 << (bits - 1));
-        total = total * 256 + limb_sum;
-    }
-    chunk->sum = (float)total;
-    chunk->unit = power_of_two(exponent + 1 - top);
-}
-
-static bool to_fixed(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
-                     struct fq_cpu_fixed *fixed) {
-    bool two = type != FQ_F32;
-    struct fq_cpu_chunk *chunk = fixed->chunks;
-    struct fq_cpu_span span = {0};
-
-    while (fq_cpu_next_span(weights, &span)) {
-        int64_t columns = span.end - span.begin;
-        float squares, largest;
-
-        chunk->largest = survey_chunk(x + span.begin, columns, &squares);
-        if (chunk->largest >= 0x7f800000u)
-            return false;
-        memcpy(&largest, &chunk->largest, sizeof largest);
-        if (!(largest * largest * (float)columns <= CREST_SQUARED * squares))
-            two = false;
-        chunk++;
-    }
-    chunk = fixed->chunks;
-    span = (struct fq_cpu_span){0};
-    while (fq_cpu_next_span(weights, &span))
-        fix_chunk(x + span.begin, span.end - span.begin, two ? 14 : 22, weights->base.info.bits,
-                  fixed->limbs + span.begin * FQ_CPU_LIMBS, chunk++);
-    fixed->count = two ? 2 : 3;
-    return true;
-}
 
 /* ---- Codes to bytes ---------------------------------------------------------------------- */
 
@@ -146,46 +44,40 @@ INLINE __m512i four_of_three(__m512i words, int first) {
     return unsigned_code(_mm512_multishift_epi64_epi8(_mm512_set1_epi64((long long)at), words), 3);
 }
 
-INLINE __m512i load_codes(const uint8_t *codes) {
-    _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
+INLINE __m512i load(const uint8_t *codes) {
     return _mm512_load_si512(codes);
 }
 
-/* The 16 columns of a step for 16 rows: four registers of four columns each. */
-INLINE void unpack(const uint8_t *codes, int64_t step, int half, int bits, __m512i *out) {
+/* Columns 4·i to 4·i + 3 of a step for 16 rows; 3 bits: `half` is which step of a pair it is. */
+INLINE __m512i unpack(const uint8_t *codes, int64_t step, int half, int i, int bits) {
     const int pitch = FQ_CPU_BLOCK * 4; /* bytes from a word to the next */
 
-    if (bits == 8) {
-        for (int i = 0; i < 4; i++)
-            out[i] = unsigned_code(load_codes(codes + (step * 4 + i) * pitch), 8);
-    } else if (bits == 4) {
-        for (int i = 0; i < 2; i++) {
-            __m512i words = load_codes(codes + (step * 2 + i) * pitch);
+    if (bits == 8)
+        return unsigned_code(load(codes + (step * 4 + i) * pitch), 8);
+    if (bits == 4) {
+        const __m512i words = load(codes + (step * 2 + i / 2) * pitch);
 
-            out[2 * i] = unsigned_code(words, 4);
-            out[2 * i + 1] = unsigned_code(_mm512_srli_epi32(words, 4), 4);
-        }
-    } else {
-        const uint8_t *three = codes + step / 2 * 3 * pitch;
-        __m512i first = load_codes(three), second = load_codes(three + pitch);
-
-        if (half) { /* word 2, and the top bytes of all three */
-            __m512i third = load_codes(three + 2 * pitch);
-
-            out[0] = four_of_three(third, 0);
-            out[1] = four_of_three(third, 12);
-            first = _mm512_srli_epi32(first, 24);
-            first = insert_byte(first, _mm512_srli_epi32(second, 16), 0xff00);
-            first = insert_byte(first, _mm512_srli_epi32(third, 8), 0xff0000);
-            out[2] = four_of_three(first, 0);
-            out[3] = four_of_three(first, 12);
-        } else {
-            out[0] = four_of_three(first, 0);
-            out[1] = four_of_three(first, 12);
-            out[2] = four_of_three(second, 0);
-            out[3] = four_of_three(second, 12);
-        }
+        return unsigned_code(i % 2 ? _mm512_srli_epi32(words, 4) : words, 4);
     }
+    codes += step / 2 * 3 * pitch;
+    if (!half)
+        return four_of_three(load(codes + i / 2 * pitch), i % 2 * 12);
+    if (i < 2)
+        return four_of_three(load(codes + 2 * pitch), i * 12);
+    /* the top bytes of all three */
+    __m512i top = _mm512_srli_epi32(load(codes), 24);
+    top = insert_byte(top, _mm512_srli_epi32(load(codes + pitch), 16), 0xff00);
+    top = insert_byte(top, _mm512_srli_epi32(load(codes + 2 * pitch), 8), 0xff0000);
+    return four_of_three(top, i % 2 * 12);
+}
+
+/* Asks for the lines of a step AHEAD of it. */
+INLINE void prefetch(const uint8_t *codes, int64_t step, int half, int bits) {
+    const int pitch = FQ_CPU_BLOCK * 4, words = bits == 3 ? 1 + (half == 0) : bits / 2;
+    const int64_t first = bits == 3 ? step / 2 * 3 + half * 2 : step * words;
+
+    for (int i = 0; i < words; i++)
+        _mm_prefetch((const char *)codes + (first + i) * pitch + AHEAD, _MM_HINT_T0);
 }
 
 /* ---- The product ------------------------------------------------------------------------- */
@@ -196,13 +88,20 @@ struct block {
     const uint16_t *scales;
     const int8_t *zeros;
     const struct fq_cpu_fixed *fixed; /* the tile's first row */
+    int64_t begin, end;               /* columns, rounded up to whole segments */
 };
 
-INLINE __m512i four_of_x(const int8_t *limbs) {
-    int32_t four;
+/* sum + w · the four bytes at x, in every lane.  GCC 12 broadcasts x to a register of its own, and
+ * the accumulators of a tile leave none to spare. */
+INLINE __m512i dot(__m512i sum, __m512i w, const int8_t *x) {
+    struct four {
+        int8_t bytes[4];
+    };
 
-    memcpy(&four, limbs, sizeof four);
-    return _mm512_set1_epi32(four);
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+            : "+v"(sum)
+            : "v"(w), "m"(*(const struct four *)(const void *)x));
+    return sum;
 }
 
 INLINE __m512 scale_of(const uint16_t *scales, enum fq_dtype type) {
@@ -213,32 +112,43 @@ INLINE __m512 scale_of(const uint16_t *scales, enum fq_dtype type) {
     return _mm512_cvtph_ps(bits);
 }
 
-/* values[m][lane..] += one chunk, for mr rows of X and nv registers of rows of W. */
+/* Registers are live as short as can be: one of codes a row vector. */
+INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, int64_t step,
+                      int half, __m512i (*sum)[4][FQ_CPU_LIMBS], int mr, int nv, int bits,
+                      int limbs) {
+    UNROLL for (int v = 0; v < nv; v++) prefetch(codes + v * LANES * 4, step, half, bits);
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512i w[4];
+
+        UNROLL for (int v = 0; v < nv; v++) w[v] =
+            unpack(codes + v * LANES * 4, step, half, i, bits);
+        UNROLL for (int m = 0; m < mr; m++) {
+            const int8_t *x = fixed[m].limbs + step * (FQ_CPU_STEP * FQ_CPU_LIMBS) + i * 4;
+
+            UNROLL for (int l = 0; l < limbs; l++) UNROLL for (int v = 0; v < nv; v++)
+                sum[m][v][l] = dot(sum[m][v][l], w[v], x + l * FQ_CPU_STEP);
+        }
+    }
+}
+
+/* values[m][lane..] += one chunk over its unit, for mr rows of X and nv registers of rows of W. */
 INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span, int lane,
                        float *values, int mr, int nv, int bits, int limbs) {
     const struct fq_cpu_fixed *fixed = block->fixed;
     __m512i sum[MR][4][FQ_CPU_LIMBS];
 
-    UNROLL for (int m = 0; m < mr; m++) UNROLL for (int l = 0; l < limbs; l++) {
-        __m512i offset = _mm512_set1_epi32(fixed[m].chunks[span->index].offset[l]);
+    UNROLL for (int m = 0; m < mr; m++) UNROLL for (int v = 0; v < nv; v++) {
+        const struct fq_cpu_chunk *chunk = &fixed[m].chunks[span->chunks - 1];
 
-        UNROLL for (int v = 0; v < nv; v++) sum[m][v][l] = offset;
+        sum[m][v][0] = _mm512_set1_epi32(chunk->offset[0]);
+        sum[m][v][1] = _mm512_setzero_si512();
+        sum[m][v][2] = _mm512_set1_epi32(chunk->offset[1]);
     }
     for (int64_t step = span->begin / FQ_CPU_STEP; step < span->end / FQ_CPU_STEP; step++) {
-        UNROLL for (int v = 0; v < nv; v++) {
-            __m512i w[4];
-
-            if (bits == 3 && step % 2)
-                unpack(block->codes + (lane + v * LANES) * 4, step, 1, bits, w);
-            else
-                unpack(block->codes + (lane + v * LANES) * 4, step, 0, bits, w);
-            UNROLL for (int i = 0; i < 4; i++) UNROLL for (int m = 0; m < mr; m++) {
-                const int8_t *x = fixed[m].limbs + step * (FQ_CPU_STEP * FQ_CPU_LIMBS) + i * 4;
-
-                UNROLL for (int l = 0; l < limbs; l++) sum[m][v][l] =
-                    _mm512_dpbusd_epi32(sum[m][v][l], w[i], four_of_x(x + l * FQ_CPU_STEP));
-            }
-        }
+        if (bits == 3 && step % 2)
+            tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
+        else
+            tile_step(block->codes + lane * 4, fixed, step, 0, sum, mr, nv, bits, limbs);
     }
     UNROLL for (int v = 0; v < nv; v++) {
         const int64_t at = span->group * FQ_CPU_BLOCK + lane + v * LANES;
@@ -249,113 +159,189 @@ INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span
             zero = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
                 _mm_loadu_si128((const __m128i *)(const void *)(block->zeros + at))));
         UNROLL for (int m = 0; m < mr; m++) {
-            const struct fq_cpu_chunk *chunk = &fixed[m].chunks[span->index];
+            const struct fq_cpu_chunk *chunk = &fixed[m].chunks[span->chunks - 1];
             float *out = values + m * FQ_CPU_BLOCK + lane + v * LANES;
-            __m512 product = _mm512_cvtepi32_ps(sum[m][v][limbs - 1]);
+            __m512 product = _mm512_cvtepi32_ps(
+                _mm512_add_epi32(sum[m][v][0], _mm512_slli_epi32(sum[m][v][1], 8)));
 
-            UNROLL for (int l = limbs - 2; l >= 0; l--) product =
-                _mm512_fmadd_ps(product, _mm512_set1_ps(256), _mm512_cvtepi32_ps(sum[m][v][l]));
+            if (limbs == 3)
+                product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m][v][2]), _mm512_set1_ps(65536),
+                                          product);
             if (block->zeros)
                 product = _mm512_fnmadd_ps(zero, _mm512_set1_ps(chunk->sum), product);
-            _mm512_store_ps(out, _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(chunk->unit)),
-                                                 product, _mm512_load_ps(out)));
+            _mm512_store_ps(out, _mm512_fmadd_ps(product, scale, _mm512_load_ps(out)));
         }
     }
 }
 
-/* One row of X is served by four registers of rows of W, four rows by one: the accumulators fill
- * the register file either way. */
-INLINE void tile_run(const struct block *block, float *values, int mr, int bits, int limbs) {
-    const int nv = 4 / mr;
-    struct fq_cpu_span span = {0};
+/* values += part · unit, and part = 0: the end of a segment. */
+INLINE void end_segment(const struct block *block, int64_t segment, float *part, float *values,
+                        int mr) {
+    for (int m = 0; m < mr; m++) {
+        const __m512 unit = _mm512_set1_ps(block->fixed[m].segments[segment].unit);
 
+        for (int lane = 0; lane < FQ_CPU_BLOCK; lane += LANES) {
+            float *out = values + m * FQ_CPU_BLOCK + lane, *in = part + m * FQ_CPU_BLOCK + lane;
+
+            _mm512_store_ps(out, _mm512_fmadd_ps(_mm512_load_ps(in), unit, _mm512_load_ps(out)));
+            _mm512_store_ps(in, _mm512_setzero_ps());
+        }
+    }
+}
+
+/* The accumulators of mr rows times nv registers of rows of W fill the register file. */
+INLINE void tile_run(const struct block *block, float *values, int mr, int bits) {
+    const int nv = mr <= 2 ? 4 : 2;
+    _Alignas(64) float part[MR * FQ_CPU_BLOCK];
+    struct fq_cpu_span span = {0};
+    int64_t segments = 0;
+    int limbs = 2;
+
+    memset(part, 0, (size_t)mr * FQ_CPU_BLOCK * sizeof *part);
     memset(values, 0, (size_t)mr * FQ_CPU_BLOCK * sizeof *values);
-    while (fq_cpu_next_span(block->weights, &span))
+    while (fq_cpu_next_span(block->weights, &span) && span.segment_begin < block->end) {
+        if (span.segment_begin < block->begin)
+            continue;
+        if (span.segments > segments) {
+            if (segments)
+                end_segment(block, segments - 1, part, values, mr);
+            segments = span.segments;
+            limbs = 2;
+            for (int m = 0; m < mr; m++)
+                if (block->fixed[m].segments[segments - 1].limbs == 3)
+                    limbs = 3;
+        }
         for (int lane = 0; lane < FQ_CPU_BLOCK; lane += nv * LANES)
-            tile_chunk(block, &span, lane, values, mr, nv, bits, limbs);
+            if (limbs == 2)
+                tile_chunk(block, &span, lane, part, mr, nv, bits, 2);
+            else
+                tile_chunk(block, &span, lane, part, mr, nv, bits, 3);
+    }
+    if (segments)
+        end_segment(block, segments - 1, part, values, mr);
 }
 
 typedef void tile_function(const struct block *block, float *values);
 
-#define TILE(bits, mr, limbs)                                                                      \
-    static void tile_##bits##_##mr##_##limbs(const struct block *block, float *values) {           \
-        tile_run(block, values, mr, bits, limbs);                                                  \
+#define TILE(bits, mr)                                                                             \
+    static void tile_##bits##_##mr(const struct block *block, float *values) {                     \
+        tile_run(block, values, mr, bits);                                                         \
     }
-#define TILES(bits)                                                                                \
-    TILE(bits, 1, 2)                                                                               \
-    TILE(bits, 2, 2) TILE(bits, 4, 2) TILE(bits, 1, 3) TILE(bits, 2, 3) TILE(bits, 4, 3)
+#define TILES(bits) TILE(bits, 1) TILE(bits, 2) TILE(bits, 3) TILE(bits, 4)
 #define TILE_NAMES(bits)                                                                           \
-    {                                                                                              \
-        {tile_##bits##_1_2, tile_##bits##_2_2, tile_##bits##_4_2}, {                               \
-            tile_##bits##_1_3, tile_##bits##_2_3, tile_##bits##_4_3                                \
-        }                                                                                          \
-    }
+    { tile_##bits##_1, tile_##bits##_2, tile_##bits##_3, tile_##bits##_4 }
 TILES(8)
 TILES(4)
 TILES(3)
 
-static tile_function *tile_for(int bits, int mr, int limbs) {
-    static tile_function *const table[3][2][3] = {TILE_NAMES(8), TILE_NAMES(4), TILE_NAMES(3)};
+static tile_function *tile_for(int bits, int mr) {
+    static tile_function *const table[3][MR] = {TILE_NAMES(8), TILE_NAMES(4), TILE_NAMES(3)};
 
-    return table[bits == 8 ? 0 : bits == 4 ? 1 : 2][limbs - 2][mr / 2];
+    return table[bits == 8 ? 0 : bits == 4 ? 1 : 2][mr - 1];
 }
 
-/* Limbs that a row takes with every operand; 0: it is left to fp32. */
-static int limbs_of(const struct fq_cpu_job *job, int64_t row) {
-    int limbs = job->operand[FQ_CPU_MAIN].fixed[row].count;
+/* In fixed point for every operand. */
+static bool is_valid(const struct fq_cpu_job *job, int64_t row) {
+    for (int i = 0; i < job->operands; i++)
+        if (!job->operand[i].fixed[row].valid)
+            return false;
+    return true;
+}
 
-    if (job->operands > FQ_CPU_GATE) {
-        int other = job->operand[FQ_CPU_GATE].fixed[row].count;
+/* The next tile: sets *row to its first row, returns its rows, 0 past the last. */
+static int next_tile(const struct fq_cpu_job *job, int64_t *row) {
+    int mr = 0;
 
-        limbs = !limbs || !other ? 0 : limbs > other ? limbs : other;
+    while (*row < job->rows && !is_valid(job, *row))
+        ++*row;
+    while (mr < MR && *row + mr < job->rows && is_valid(job, *row + mr))
+        mr++;
+    return mr;
+}
+
+/* values[operand][mr][64]: a tile's products with a block, over part `split` of K. */
+static void run_tile(const struct fq_cpu_job *job, int64_t index, int64_t row, int mr,
+                     int64_t split, int64_t splits, float *values) {
+    for (int i = 0; i < job->operands; i++) {
+        const struct fq_cpu_weights *weights = job->operand[i].weights;
+        const int64_t groups_at = index * weights->groups * FQ_CPU_BLOCK;
+        const struct block block = {
+            .weights = weights,
+            .codes = weights->codes + index * weights->block_bytes,
+            .scales = weights->scales + groups_at,
+            .zeros = weights->zeros ? weights->zeros + groups_at : NULL,
+            .fixed = job->operand[i].fixed + row,
+            .begin = weights->k_padded * split / splits,
+            .end = weights->k_padded * (split + 1) / splits,
+        };
+
+        tile_for(weights->base.info.bits, mr)(&block, values + i * mr * FQ_CPU_BLOCK);
     }
-    return limbs;
 }
 
 static void decode_block(const struct fq_cpu_job *job, int64_t index) {
     _Alignas(64) float values[FQ_CPU_OPERANDS * MR * FQ_CPU_BLOCK];
+    int mr;
 
-    for (int64_t row = 0; row < job->rows;) {
-        int mr = 0, limbs = 2;
-
-        for (int next; mr < MR && row + mr < job->rows && (next = limbs_of(job, row + mr)); mr++)
-            if (next > limbs)
-                limbs = next;
-        if (mr == 0) {
-            row++;
-            continue;
-        }
-        if (mr == 3)
-            mr = 2;
-        for (int i = 0; i < job->operands; i++) {
-            const struct fq_cpu_weights *weights = job->operand[i].weights;
-            const int64_t groups_at = index * weights->groups * FQ_CPU_BLOCK;
-            struct block block = {
-                .weights = weights,
-                .codes = weights->codes + index * weights->block_bytes,
-                .scales = weights->scales + groups_at,
-                .zeros = weights->zeros ? weights->zeros + groups_at : NULL,
-                .fixed = job->operand[i].fixed + row,
-            };
-
-            tile_for(weights->base.info.bits, mr, limbs)(&block, values + i * mr * FQ_CPU_BLOCK);
-        }
+    for (int64_t row = 0; (mr = next_tile(job, &row)); row += mr) {
+        run_tile(job, index, row, mr, 0, 1, values);
         fq_cpu_avx512.finish(job, index, row, mr, values);
-        row += mr;
+    }
+}
+
+/* A part's products, every tile at its first row's place. */
+static void decode_part(const struct fq_cpu_job *job, int64_t index, int64_t split, int64_t splits,
+                        float *part) {
+    int mr;
+
+    for (int64_t row = 0; (mr = next_tile(job, &row)); row += mr)
+        run_tile(job, index, row, mr, split, splits, part + row * job->operands * FQ_CPU_BLOCK);
+}
+
+/* Sums the parts into the first, in their order. */
+static void join_parts(const struct fq_cpu_job *job, int64_t index, int64_t splits, float *parts) {
+    const int64_t floats = job->rows * job->operands * FQ_CPU_BLOCK;
+    int mr;
+
+    for (int64_t row = 0; (mr = next_tile(job, &row)); row += mr) {
+        float *values = parts + row * job->operands * FQ_CPU_BLOCK;
+
+        for (int64_t split = 1; split < splits; split++)
+            for (int i = 0; i < mr * job->operands * FQ_CPU_BLOCK; i++)
+                values[i] += values[split * floats + i];
+        fq_cpu_avx512.finish(job, index, row, mr, values);
+    }
+}
+
+static void decode_split(const struct fq_cpu_job *job, int64_t blocks, int64_t splits) {
+    const int64_t floats = job->rows * job->operands * FQ_CPU_BLOCK;
+
+#pragma omp parallel num_threads(job->threads) if (job->threads > 1)
+    {
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < blocks * splits; unit++)
+            decode_part(job, unit / splits, unit % splits, splits, job->scratch + unit * floats);
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks; block++)
+            join_parts(job, block, splits, job->scratch + block * splits * floats);
     }
 }
 
 static void decode(const struct fq_cpu_job *job) {
     const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
+    const int64_t splits = fq_cpu_splits(job->operand[FQ_CPU_MAIN].weights);
 
+    if (splits > 1)
+        decode_split(job, blocks, splits);
+    else
 #pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
-    for (int64_t block = 0; block < blocks; block++)
-        decode_block(job, block);
+        for (int64_t block = 0; block < blocks; block++)
+            decode_block(job, block);
 
     for (int64_t row = 0; row < job->rows; row++) {
         struct fq_cpu_job one = *job;
 
-        if (limbs_of(job, row))
+        if (is_valid(job, row))
             continue;
         one.row += row;
         one.rows = 1;
@@ -375,16 +361,10 @@ static void to_f32(float *out, const void *in, enum fq_dtype type, int64_t count
     fq_cpu_avx512.to_f32(out, in, type, count);
 }
 
-static void finish(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
-                   float *values) {
-    fq_cpu_avx512.finish(job, block, row, rows, values);
-}
-
 const struct fq_cpu_kernels fq_cpu_avx512vnni = {
     .name = "avx512vnni",
     .decode = decode,
     .panel = panel,
     .to_f32 = to_f32,
-    .to_fixed = to_fixed,
-    .finish = finish,
+    .to_fixed = fq_cpu_to_fixed,
 };

@@ -401,7 +401,7 @@ static void panel_block(const struct fq_cpu_job *job, int64_t block, float *pane
     finish(job, block, 0, job->rows, values);
 }
 
-static void panel(const struct fq_cpu_job *job) {
+static void run_panels(const struct fq_cpu_job *job) {
     int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
     size_t floats = fq_cpu_scratch_floats(job->rows, job->operands);
 
@@ -416,10 +416,18 @@ static void panel(const struct fq_cpu_job *job) {
     }
 }
 
+static void dequantize(const struct fq_cpu_weights *weights, int64_t block, int64_t k,
+                       int64_t columns, float *panel) {
+    const struct tile tile = tile_of(weights, block);
+
+    dequantize_panel(&tile, k, columns, panel);
+}
+
 const struct fq_cpu_kernels NAME(FQ_CPU_ISA) = {
     .name = TEXT(FQ_CPU_ISA),
     .decode = decode,
-    .panel = panel,
+    .panel = run_panels,
     .to_f32 = to_f32,
+    .dequantize = dequantize,
     .finish = finish,
 };

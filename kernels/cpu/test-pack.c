@@ -134,7 +134,8 @@ static void every_code_is_found_in_its_place(void **unused) {
             }
 }
 
-/* The chunks of the fixed-point form cover K once, in order, and none spans two groups. */
+/* The chunks of the fixed-point form cover K once, in order, and none spans two groups or
+ * segments. */
 static void chunks_cover_k_within_groups(void **unused) {
     static const struct {
         int64_t k, group, chunks;
@@ -154,8 +155,9 @@ static void chunks_cover_k_within_groups(void **unused) {
             int64_t last = span.end - 1 < cases[i].k ? span.end - 1 : cases[i].k - 1;
 
             assert_int_equal(span.begin, at);
-            assert_int_equal(span.index, count);
-            assert_in_range(span.end - span.begin, 1, FQ_CPU_CHUNK);
+            assert_int_equal(span.chunks, count + 1);
+            assert_in_range(span.segment_begin, 0, span.begin);
+            assert_in_range(span.end - span.segment_begin, 1, FQ_CPU_SEGMENT);
             assert_int_equal(span.end % FQ_CPU_STEP, 0);
             assert_int_equal(span.group, span.begin / cases[i].group);
             assert_int_equal(span.group, last / cases[i].group);
