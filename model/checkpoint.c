@@ -509,6 +509,7 @@ int fq_checkpoint_dense(const struct fq_checkpoint *checkpoint, size_t i, struct
 
 int fq_checkpoint_load(struct fq_checkpoint *checkpoint, size_t i, struct fq_loaded_matrix *out,
                        struct fq_error *err) {
+    static const struct fq_quantize_method method = {.scale = FQ_SCALE_ABSMAX};
     const struct layer *layer = &checkpoint->layers[i];
     struct fq_error local;
     struct fq_dense dense;
@@ -520,7 +521,7 @@ int fq_checkpoint_load(struct fq_checkpoint *checkpoint, size_t i, struct fq_loa
         return checkpoint->layout->load(checkpoint->config, layer->parts, &layer->public, out, err);
     fq_checkpoint_dense(checkpoint, i, &dense);
     out->matrix = layer->public.matrix;
-    rc = fq_quantize(&dense, &out->matrix, &out->owned, err);
+    rc = fq_quantize(&dense, &method, &out->matrix, &out->owned, NULL, err);
     if (rc < 0)
         fq_fail_in(err, "%s: tensor '%.200s'", layer->weight->file, layer->weight->name);
     return rc;

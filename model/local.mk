@@ -7,11 +7,30 @@ libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
 	model/directory.c model/directory.h model/gguf.c model/gguf.h model/gguf-blocks.c \
 	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
 	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
-	model/quantize-checkpoint.h model/quantize.c model/quantize.h model/safetensors.c \
+	model/quantize-checkpoint.h model/quantize.c model/quantize.h model/quantize-kernel.h \
+	model/quantize-measure.c model/quantize-row.c model/quantize-row.h model/safetensors.c \
 	model/safetensors.h model/safetensors-writer.c model/shards.c model/shards.h
 libfqmodel_la_CPPFLAGS = $(AM_CPPFLAGS) $(JANSSON_CFLAGS) $(PCRE2_CFLAGS)
 libfqmodel_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
-libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS)
+libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS) \
+	libfqquantize_generic.la
+# The quantizer's inner loops, once an instruction set.  No contraction: all sets agree bit for bit.
+QUANTIZE_CFLAGS = $(AM_CFLAGS) $(KERNEL_OPT) -ffp-contract=off -fno-math-errno -fno-trapping-math
+noinst_LTLIBRARIES += libfqquantize_generic.la
+libfqquantize_generic_la_SOURCES = model/quantize-kernel.c
+libfqquantize_generic_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_QUANTIZE_ISA=generic
+libfqquantize_generic_la_CFLAGS = $(QUANTIZE_CFLAGS)
+if CPU_X86
+noinst_LTLIBRARIES += libfqquantize_avx2.la libfqquantize_avx512.la
+libfqmodel_la_LIBADD += libfqquantize_avx2.la libfqquantize_avx512.la
+libfqquantize_avx2_la_SOURCES = model/quantize-kernel.c
+libfqquantize_avx2_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_QUANTIZE_ISA=avx2
+libfqquantize_avx2_la_CFLAGS = $(QUANTIZE_CFLAGS) -mavx2
+libfqquantize_avx512_la_SOURCES = model/quantize-kernel.c
+libfqquantize_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_QUANTIZE_ISA=avx512
+libfqquantize_avx512_la_CFLAGS = $(QUANTIZE_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq \
+	-mprefer-vector-width=512
+endif
 # What a program that reads checkpoints links.
 MODEL_LIBS = libfqmodel.la $(OPENMP_CFLAGS)
 
