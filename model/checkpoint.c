@@ -143,12 +143,16 @@ static bool is_conv1d(const char *name) {
            strcmp(last, "c_fc") == 0 || strcmp(last, "q_attn") == 0;
 }
 
+bool fq_checkpoint_is_transposed(const struct fq_checkpoint *checkpoint, const char *layer) {
+    return checkpoint->conv1d && is_conv1d(layer);
+}
+
 static bool is_dense_linear(const struct fq_checkpoint *checkpoint, const char *layer,
                             const struct fq_checkpoint_tensor *weight) {
     return weight->rank == 2 && float_dtype(weight) && weight->shape[0] >= 1 &&
            weight->shape[1] >= 1 && weight->shape[0] <= FQ_MATRIX_DIM_MAX &&
            weight->shape[1] <= FQ_MATRIX_DIM_MAX && !is_table(checkpoint, layer) &&
-           !(checkpoint->conv1d && is_conv1d(layer));
+           !fq_checkpoint_is_transposed(checkpoint, layer);
 }
 
 static void describe_dense(const struct fq_checkpoint *checkpoint, struct layer *layer) {

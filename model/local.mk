@@ -7,7 +7,9 @@ libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
 	model/directory.c model/directory.h model/gguf.c model/gguf.h model/gguf-blocks.c \
 	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
 	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
-	model/quantize-checkpoint.h model/quantize.c model/quantize.h model/quantize-kernel.h \
+	model/quantize-checkpoint.h model/quantize-choose.c model/quantize-choose.h \
+	model/quantize-config.c model/quantize-decide.c model/quantize-plan.c model/quantize-plan.h \
+	model/quantize.c model/quantize.h model/quantize-kernel.h \
 	model/quantize-measure.c model/quantize-row.c model/quantize-row.h model/safetensors.c \
 	model/safetensors.h model/safetensors-writer.c model/shards.c model/shards.h
 libfqmodel_la_CPPFLAGS = $(AM_CPPFLAGS) $(JANSSON_CFLAGS) $(PCRE2_CFLAGS)
@@ -35,7 +37,8 @@ endif
 MODEL_LIBS = libfqmodel.la $(OPENMP_CFLAGS)
 
 if HAVE_CMOCKA
-MODEL_TESTS = model/test-safetensors model/test-quantize model/test-checkpoint model/test-gguf
+MODEL_TESTS = model/test-safetensors model/test-quantize model/test-quantize-choose \
+	model/test-checkpoint model/test-gguf
 check_PROGRAMS += $(MODEL_TESTS)
 TESTS += $(MODEL_TESTS)
 model_test_safetensors_SOURCES = model/test-safetensors.c
@@ -44,6 +47,9 @@ model_test_safetensors_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 model_test_quantize_SOURCES = model/test-quantize.c
 model_test_quantize_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 model_test_quantize_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
+model_test_quantize_choose_SOURCES = model/test-quantize-choose.c
+model_test_quantize_choose_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+model_test_quantize_choose_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 model_test_checkpoint_SOURCES = model/test-checkpoint.c
 model_test_checkpoint_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 model_test_checkpoint_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)

@@ -85,7 +85,7 @@ def scheme_of(config, module):
 
 def check(source, out, bits, group, extra):
     run = subprocess.run([PROGRAM, source, out, "--bits", str(bits), "--group", group, "--quiet",
-                          "--json", *extra], check=True, capture_output=True, text=True)
+                          "--json", "--scale", "absmax", *extra], check=True, capture_output=True, text=True)
     report = {m["name"]: m for m in json.loads(run.stdout)["matrices"]}
     with open(os.path.join(out, "config.json")) as file:
         config = json.load(file)
