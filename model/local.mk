@@ -57,8 +57,10 @@ model_test_gguf_SOURCES = model/test-gguf.c
 model_test_gguf_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 model_test_gguf_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
-PACKING_TESTS = tests/python/test-quantize.py tests/python/test-convert.py \
+MODEL_SCRIPTS = tests/python/test-quantize.py tests/python/test-quantize-plan.py \
+	tests/python/test-quantize-resume.py tests/python/test-convert.py \
 	tests/python/test-malformed.py \
 	tests/python/test-compressed-tensors.py tests/python/test-gguf.py
-dist_check_SCRIPTS += $(PACKING_TESTS)
-TESTS += $(PACKING_TESTS)
+dist_check_SCRIPTS += $(MODEL_SCRIPTS)
+EXTRA_DIST += tests/python/checkpoint.py
+TESTS += $(MODEL_SCRIPTS)

@@ -210,6 +210,80 @@ static void fill_up(struct fq_choose_unit *units, size_t count, uint64_t left) {
     }
 }
 
+/* What changing one unit's choice would do. */
+struct move {
+    size_t unit, option;
+    int64_t bytes; /* more, or less than 0 */
+    double error;  /* the same */
+};
+
+/* All moves that save bytes, or all that take error away.  Returns how many. */
+static size_t list_moves(const struct fq_choose_unit *units, size_t count, bool saving,
+                         struct move *moves) {
+    size_t found = 0;
+
+    for (size_t u = 0; u < count; u++) {
+        const struct fq_choose_option *now = &units[u].options[units[u].chosen];
+
+        for (size_t i = 0; i < units[u].count; i++) {
+            const struct fq_choose_option *option = &units[u].options[i];
+
+            if (saving ? option->bytes < now->bytes : option->error < now->error)
+                moves[found++] =
+                    (struct move){.unit = u,
+                                  .option = i,
+                                  .bytes = (int64_t)option->bytes - (int64_t)now->bytes,
+                                  .error = option->error - now->error};
+        }
+    }
+    return found;
+}
+
+/* Beyond so many options what single pairs can gain is lost in the sum. */
+#define EXCHANGE_OPTIONS_MAX 10000
+
+/*
+ * Takes bytes from one unit and gives them to another while that pays: the hulls' corners need not
+ * meet the budget, and few large units leave much of it.  Fills up after each exchange.
+ */
+static int exchange(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                    struct fq_error *err) {
+    size_t room = 0;
+    struct move *savings, *gains;
+
+    for (size_t u = 0; u < count; u++)
+        room += units[u].count;
+    if (room > EXCHANGE_OPTIONS_MAX)
+        return 0;
+    savings = malloc(2 * room * sizeof *savings + 1);
+    if (!savings)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory to choose among %zu options", room);
+    gains = savings + room;
+    for (;;) {
+        int64_t left = (int64_t)(budget - total_bytes(units, count));
+        size_t saving_count = list_moves(units, count, true, savings);
+        size_t gain_count = list_moves(units, count, false, gains);
+        const struct move *saving = NULL, *gain = NULL;
+        double best = -1e-12;
+
+        for (size_t s = 0; s < saving_count; s++)
+            for (size_t g = 0; g < gain_count; g++)
+                if (savings[s].unit != gains[g].unit && savings[s].bytes + gains[g].bytes <= left &&
+                    savings[s].error + gains[g].error < best) {
+                    best = savings[s].error + gains[g].error;
+                    saving = &savings[s];
+                    gain = &gains[g];
+                }
+        if (!saving)
+            break;
+        units[saving->unit].chosen = saving->option;
+        units[gain->unit].chosen = gain->option;
+        fill_up(units, count, budget - total_bytes(units, count));
+    }
+    free(savings);
+    return 0;
+}
+
 /* The unit's option nearest to one width and group: not narrower, not coarser where it can be. */
 static size_t nearest(const struct fq_choose_unit *unit, int bits, int64_t group) {
     size_t best = SIZE_MAX;
@@ -292,12 +366,17 @@ int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t bud
     if ((rc = walk_hulls(units, count, &left, err)) < 0)
         goto out;
     fill_up(units, count, left);
+    if ((rc = exchange(units, count, budget, err)) < 0)
+        goto out;
     error = total_error(units, count);
     for (size_t u = 0; u < count; u++)
         mixed[u] = units[u].chosen;
     best_uniform(units, count, budget, uniform);
-    if (uniform->bits)
+    if (uniform->bits) {
         fill_up(units, count, budget - uniform->bytes);
+        if ((rc = exchange(units, count, budget, err)) < 0)
+            goto out;
+    }
     if (!uniform->bits || error <= total_error(units, count))
         for (size_t u = 0; u < count; u++)
             units[u].chosen = mixed[u];

@@ -78,9 +78,9 @@ struct fq_choose_uniform {
 /*
  * Minimises the summed error with Σ bytes ≤ BUDGET: along the lower convex hulls of the units'
  * options by gain a byte (which is optimal for every budget it exactly reaches), then whatever
- * still fits, best gain a byte first.  Never worse than the best uniform choice, which is tried
- * as a start too.  -FQ_INVALID where even the smallest options exceed the budget: it names the
- * least possible.
+ * still fits, best gain a byte first, then exchanges between two units.  Never worse than the best
+ * uniform choice, which is tried as a start too.  -FQ_INVALID where even the smallest options
+ * exceed the budget: it names the least possible.
  */
 int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t budget,
                         struct fq_choose_uniform *uniform, struct fq_error *err);

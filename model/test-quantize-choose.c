@@ -177,7 +177,7 @@ static void budget_is_kept_and_nearly_optimal(void **state) {
         ours += error;
         optimal += best;
     }
-    assert_true(ours <= 1.05 * optimal);
+    assert_true(ours <= 1.01 * optimal);
 }
 
 static void budget_too_small_is_refused_with_the_least(void **state) {
