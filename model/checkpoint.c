@@ -8,9 +8,9 @@
 #include "checkpoint.h"
 
 #include "directory.h"
+#include "disk-layout.h"
 #include "gguf.h"
 #include "half.h"
-#include "disk-layout.h"
 #include "quantize.h"
 #include "shards.h"
 

@@ -103,7 +103,6 @@ struct scheme {
     int bits;
     int64_t group; /* 0: one a row, so that readers need not divide K by it */
     bool symmetric;
-    size_t layers;
 };
 
 static struct scheme scheme_of(const struct fq_checkpoint_matrix *matrix) {
@@ -118,39 +117,33 @@ static bool same(const struct scheme *a, const struct scheme *b) {
     return a->bits == b->bits && a->group == b->group && a->symmetric == b->symmetric;
 }
 
-/* The distinct schemes, the most frequent one first; NULL without memory. */
-static struct scheme *find_schemes(const struct fq_checkpoint *checkpoint, size_t *count) {
-    size_t layers = fq_checkpoint_matrix_count(checkpoint);
+/* The distinct schemes; NULL without memory. */
+static struct scheme *find_schemes(const struct fq_checkpoint_matrix *matrices, size_t layers,
+                                   size_t *count) {
     struct scheme *schemes = calloc(layers + 1, sizeof *schemes);
 
     *count = 0;
     for (size_t i = 0; schemes && i < layers; i++) {
-        struct scheme scheme = scheme_of(fq_checkpoint_matrix(checkpoint, i));
+        struct scheme scheme = scheme_of(&matrices[i]);
         size_t found = 0;
 
         while (found < *count && !same(&schemes[found], &scheme))
             found++;
         if (found == *count)
             schemes[(*count)++] = scheme;
-        schemes[found].layers++;
-        if (schemes[found].layers > schemes[0].layers) {
-            scheme = schemes[0];
-            schemes[0] = schemes[found];
-            schemes[found] = scheme;
-        }
     }
     return schemes;
 }
 
-static json_t *targets_of(const struct fq_checkpoint *checkpoint, const struct scheme *scheme) {
+static json_t *targets_of(const struct fq_checkpoint_matrix *matrices, size_t layers,
+                          const struct scheme *scheme) {
     json_t *targets = json_array();
 
-    for (size_t i = 0; i < fq_checkpoint_matrix_count(checkpoint); i++) {
-        const struct fq_checkpoint_matrix *matrix = fq_checkpoint_matrix(checkpoint, i);
-        struct scheme own = scheme_of(matrix);
+    for (size_t i = 0; i < layers; i++) {
+        struct scheme own = scheme_of(&matrices[i]);
 
         if (same(&own, scheme))
-            json_array_append_new(targets, json_string(matrix->name));
+            json_array_append_new(targets, json_string(matrices[i].name));
     }
     return targets;
 }
@@ -164,48 +157,29 @@ static json_t *config_group(const struct scheme *scheme, json_t *targets) {
                      "pack-quantized");
 }
 
-static json_t *ignore_list(const struct fq_checkpoint *checkpoint) {
-    json_t *ignore = json_array();
-    bool lm_head = false;
-
-    for (size_t t = 0; t < fq_checkpoint_tensor_count(checkpoint); t++) {
-        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(checkpoint, t);
-        size_t length = strlen(tensor->name), cut = strlen(".weight"), owner;
-
-        owner = fq_checkpoint_owner(checkpoint, t);
-        if (owner != SIZE_MAX)
-            lm_head |= strcmp(fq_checkpoint_matrix(checkpoint, owner)->name, "lm_head") == 0;
-        else if (tensor->rank == 2 && length > cut &&
-                 strcmp(tensor->name + length - cut, ".weight") == 0 &&
-                 strcmp(tensor->name, "lm_head.weight") != 0)
-            json_array_append_new(ignore, json_stringn(tensor->name, length - cut));
-    }
-    if (!lm_head) /* also where a tied embedding hides it from the files */
-        json_array_insert_new(ignore, 0, json_string("lm_head"));
-    return ignore;
-}
-
-json_t *fq_ct_output_config(const struct fq_checkpoint *checkpoint) {
+json_t *fq_ct_output_config(const struct fq_checkpoint_matrix *matrices, size_t layers,
+                            json_t *ignore) {
     size_t count;
-    struct scheme *schemes = find_schemes(checkpoint, &count);
+    struct scheme *schemes = find_schemes(matrices, layers, &count);
     json_t *groups = json_object();
 
     for (size_t i = 0; schemes && i < count; i++) {
         char name[32];
 
         snprintf(name, sizeof name, "group_%zu", i);
-        json_object_set_new(groups, name,
-                            config_group(&schemes[i], i == 0
-                                                          ? json_pack("[s]", "Linear")
-                                                          : targets_of(checkpoint, &schemes[i])));
+        json_object_set_new(
+            groups, name,
+            config_group(&schemes[i], count == 1 ? json_pack("[s]", "Linear")
+                                                 : targets_of(matrices, layers, &schemes[i])));
     }
     if (!schemes) {
         json_decref(groups);
+        json_decref(ignore);
         return NULL;
     }
     free(schemes);
     return json_pack("{s:s, s:s, s:s, s:o, s:o, s:n, s:n}", "quant_method", "compressed-tensors",
                      "format", "pack-quantized", "quantization_status", "compressed",
-                     "config_groups", groups, "ignore", ignore_list(checkpoint), "kv_cache_scheme",
+                     "config_groups", groups, "ignore", ignore, "kv_cache_scheme",
                      "global_compression_ratio");
 }

@@ -23,11 +23,13 @@ int fq_ct_output_write(struct fq_checkpoint_writer *writer, size_t first,
                        const struct fq_matrix *matrix, struct fq_error *err);
 
 /*
- * The quantization_config of a checkpoint whose matrices are all packed: a group for each distinct
- * (bits, group, symmetric), the most frequent one for the class "Linear", the others by name;
- * ignored are lm_head and every module whose two-dimensional weight is no matrix.  The caller's to
- * decref; NULL without memory.
+ * The quantization_config of a checkpoint with these packed matrices: a group for each distinct
+ * (bits, group, symmetric).  One alone is said of the class "Linear"; several are said by name
+ * only, since vLLM looks at the class before it looks at the parts of a layer that it fuses, so
+ * that a class beside names would hide theirs.  Steals IGNORE, an array of module names.  The
+ * caller's to decref; NULL without memory.
  */
-json_t *fq_ct_output_config(const struct fq_checkpoint *checkpoint);
+json_t *fq_ct_output_config(const struct fq_checkpoint_matrix *matrices, size_t count,
+                            json_t *ignore);
 
 #endif

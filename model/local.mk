@@ -8,7 +8,7 @@ libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
 	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
 	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
 	model/quantize-checkpoint.h model/quantize-choose.c model/quantize-choose.h \
-	model/quantize-config.c model/quantize-decide.c model/quantize-plan.c model/quantize-plan.h \
+	model/quantize-decide.c model/quantize-plan.c model/quantize-plan.h \
 	model/quantize.c model/quantize.h model/quantize-kernel.h \
 	model/quantize-measure.c model/quantize-row.c model/quantize-row.h model/safetensors.c \
 	model/safetensors.h model/safetensors-writer.c model/shards.c model/shards.h
@@ -57,10 +57,10 @@ model_test_gguf_SOURCES = model/test-gguf.c
 model_test_gguf_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 model_test_gguf_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
-MODEL_SCRIPTS = tests/python/test-quantize.py tests/python/test-quantize-plan.py \
+CHECKPOINT_TESTS = tests/python/test-quantize.py tests/python/test-quantize-plan.py \
 	tests/python/test-quantize-resume.py tests/python/test-convert.py \
 	tests/python/test-malformed.py \
 	tests/python/test-compressed-tensors.py tests/python/test-gguf.py
-dist_check_SCRIPTS += $(MODEL_SCRIPTS)
+dist_check_SCRIPTS += $(CHECKPOINT_TESTS)
 EXTRA_DIST += tests/python/checkpoint.py
-TESTS += $(MODEL_SCRIPTS)
+TESTS += $(CHECKPOINT_TESTS)

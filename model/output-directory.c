@@ -201,7 +201,7 @@ int fq_output_directory_copy(struct fq_output_directory *output, const char *fro
     int rc = 0;
 
     if (!directory)
-        return fq_fail_errno(err, "%.200s", from);
+        return errno == ENOTDIR ? 0 : fq_fail_errno(err, "%.200s", from);
     while (rc == 0 && (entry = readdir(directory))) {
         struct stat status;
         int fd;

@@ -37,7 +37,8 @@ void fq_output_directory_clear(struct fq_output_directory *output);
 /* Writes and syncs one JSON file, over an older one. */
 int fq_output_directory_json(struct fq_output_directory *output, const char *name,
                              const json_t *json, struct fq_error *err);
-/* Copies the files beside the weights: configuration, tokenizer, vocabulary, texts. */
+/* Copies the files beside the weights: configuration, tokenizer, vocabulary, texts.  A
+ * checkpoint that is one file has none. */
 int fq_output_directory_copy(struct fq_output_directory *output, const char *from,
                              struct fq_error *err);
 /* Renames it; the state file goes. */

@@ -12,15 +12,11 @@
  */
 #include "quantize-checkpoint.h"
 
-#include "compressed-tensors.h"
+#include "compressed-tensors-output.h"
 #include "directory.h"
 #include "output-directory.h"
 #include "quantize-plan.h"
-#include "safetensors.h"
 
-#include <fcntl.h>
-#include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,22 +24,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum part {
-    PART_WHOLE, /* a tensor as it is */
-    PART_DENSE, /* a matrix that stays dense */
-    PART_PACKED,
-    PART_SCALE,
-    PART_SHAPE,
-    PART_ZERO
-};
-
-/* One tensor of the output. */
-struct planned {
-    struct fq_checkpoint_tensor tensor; /* name owned where part is not PART_WHOLE */
-    const struct fq_checkpoint_tensor *source;
-    enum part part;
-    size_t matrix; /* index in the plan, unless PART_WHOLE */
-    size_t shard;
+/* One step: a matrix, or what is copied. */
+struct step {
+    const struct fq_checkpoint_tensor *copied; /* a tensor as it is, or NULL */
+    size_t matrix;                             /* index in the plan, where nothing is copied */
+    size_t first;                              /* number of its first tensor in the output */
 };
 
 struct job {
@@ -51,112 +36,54 @@ struct job {
     struct fq_quantize_summary *summary;
     struct fq_plan plan;
     struct fq_output_directory output;
-    struct planned *planned; /* by shard, then by item size and name */
-    size_t count, shards, layers_done;
+    struct fq_checkpoint_writer *writer;
+    struct step *steps; /* in the order of the output's tensors */
+    size_t count, layers_done;
     uint64_t bytes_done;
 };
 
 /* ---- the tensors -------------------------------------------------------------------------- */
 
-static int plan_part(struct job *job, size_t m, enum part part, struct fq_error *err) {
-    static const char *const suffixes[] = {[PART_DENSE] = ".weight",
-                                           [PART_PACKED] = ".weight_packed",
-                                           [PART_SCALE] = ".weight_scale",
-                                           [PART_SHAPE] = ".weight_shape",
-                                           [PART_ZERO] = ".weight_zero_point"};
-    const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
-    const struct fq_matrix scheme = fq_plan_scheme(matrix);
-    struct planned *planned = &job->planned[job->count];
-    struct fq_checkpoint_tensor *tensor = &planned->tensor;
+/* A matrix that stays dense though others of its tensor do not. */
+static int add_dense(struct job *job, const struct fq_plan_matrix *matrix, struct fq_error *err) {
+    struct fq_checkpoint_tensor tensor = {.dtype = matrix->source->dtype,
+                                          .rank = 2,
+                                          .shape = {matrix->dense.n, matrix->dense.k},
+                                          .bytes = matrix->bytes};
     char *name;
-
-    *planned = (struct planned){.source = matrix->source, .part = part, .matrix = m};
-    tensor->rank = 2;
-    tensor->shape[0] = matrix->dense.n;
-    switch (part) {
-    case PART_PACKED:
-        tensor->dtype = "I32";
-        tensor->shape[1] = fq_matrix_row_bytes(&scheme) / 4;
-        break;
-    case PART_SCALE:
-        tensor->dtype = "F16";
-        tensor->shape[1] = fq_matrix_groups(&scheme);
-        break;
-    case PART_ZERO:
-        tensor->dtype = "I32";
-        tensor->shape[0] = (matrix->dense.n * matrix->bits + 31) / 32;
-        tensor->shape[1] = fq_matrix_groups(&scheme);
-        break;
-    case PART_SHAPE:
-        tensor->dtype = "I64";
-        tensor->rank = 1;
-        tensor->shape[0] = 2;
-        tensor->shape[1] = 1;
-        break;
-    default:
-        tensor->dtype = matrix->source->dtype;
-        tensor->shape[1] = matrix->dense.k;
-    }
-    tensor->bytes = fq_safetensors_dtype_size(tensor->dtype) * (uint64_t)tensor->shape[0] *
-                    (uint64_t)tensor->shape[1];
-    if (asprintf(&name, "%s%s", matrix->name, suffixes[part]) < 0)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for tensor names");
-    tensor->name = name;
-    job->count++;
-    return 0;
-}
-
-static int plan_matrix(struct job *job, size_t m, struct fq_error *err) {
-    const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
     int rc;
 
-    if (matrix->kept_dense)
-        return plan_part(job, m, PART_DENSE, err);
-    if ((rc = plan_part(job, m, PART_PACKED, err)) < 0 ||
-        (rc = plan_part(job, m, PART_SCALE, err)) < 0 ||
-        (rc = plan_part(job, m, PART_SHAPE, err)) < 0)
-        return rc;
-    return matrix->asymmetric ? plan_part(job, m, PART_ZERO, err) : 0;
+    if (asprintf(&name, "%s.weight", matrix->name) < 0)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for tensor names");
+    tensor.name = name;
+    rc = fq_checkpoint_writer_add(job->writer, &tensor, 1, err);
+    free(name);
+    return rc;
 }
 
-static int by_place(const void *left, const void *right) {
-    const struct planned *a = left, *b = right;
-    size_t a_size = fq_safetensors_dtype_size(a->tensor.dtype);
-    size_t b_size = fq_safetensors_dtype_size(b->tensor.dtype);
+static int add_matrix(struct job *job, size_t m, size_t *next, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
+    struct fq_checkpoint_matrix described = fq_plan_describe(matrix);
+    size_t made = 1;
+    int rc = matrix->kept_dense ? add_dense(job, matrix, err)
+                                : fq_ct_output_add(job->writer, &described, &made, err);
 
-    if (a->shard != b->shard)
-        return a->shard < b->shard ? -1 : 1;
-    if (a_size != b_size)
-        return a_size > b_size ? -1 : 1; /* which keeps every tensor aligned */
-    return strcmp(a->tensor.name, b->tensor.name);
-}
-
-/* Puts what was planned from FIRST on, which belongs together, into the shard or a new one. */
-static void place(struct job *job, size_t first, uint64_t *filled) {
-    uint64_t bytes = 0;
-
-    for (size_t i = first; i < job->count; i++)
-        bytes += job->planned[i].tensor.bytes;
-    if (*filled > 0 && *filled + bytes > job->options->shard_bytes) {
-        job->shards++;
-        *filled = 0;
-    }
-    *filled += bytes;
-    for (size_t i = first; i < job->count; i++)
-        job->planned[i].shard = job->shards;
-    job->summary->tensors_after += bytes;
+    job->steps[job->count++] = (struct step){.matrix = m, .first = *next};
+    *next += made;
+    return rc;
 }
 
 static int plan_tensors(struct job *job, struct fq_error *err) {
     const struct fq_checkpoint *checkpoint = job->plan.checkpoint;
-    size_t tensors = fq_checkpoint_tensor_count(checkpoint);
-    uint64_t filled = 0;
-    int rc;
+    size_t tensors = fq_checkpoint_tensor_count(checkpoint), next = 0;
+    int rc = fq_checkpoint_writer_new(&job->output, job->options->shard_bytes, &job->writer, err);
 
-    job->planned = calloc(tensors + 4 * job->plan.count + 1, sizeof *job->planned);
-    if (!job->planned)
+    if (rc < 0)
+        return rc;
+    job->steps = calloc(tensors + job->plan.count + 1, sizeof *job->steps);
+    if (!job->steps)
         return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu tensors", tensors);
-    for (size_t t = 0; t < tensors; t++) {
+    for (size_t t = 0; t < tensors && rc == 0; t++) {
         const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(checkpoint, t);
         size_t first, count = fq_plan_of_tensor(&job->plan, tensor, &first), kept = 0;
 
@@ -164,22 +91,16 @@ static int plan_tensors(struct job *job, struct fq_error *err) {
         for (size_t m = first; m < first + count; m++)
             kept += job->plan.matrices[m].kept_dense;
         if (kept == count) { /* nothing to do, or nothing that can be done */
-            job->planned[job->count++] = (struct planned){.tensor = *tensor, .source = tensor};
-            place(job, job->count - 1, &filled);
+            job->steps[job->count++] = (struct step){.copied = tensor, .first = next++};
+            rc = fq_checkpoint_writer_add(job->writer, tensor, 1, err);
             continue;
         }
-        for (size_t m = first; m < first + count; m++) {
-            size_t begin = job->count;
-
-            if ((rc = plan_matrix(job, m, err)) < 0)
-                return rc;
-            place(job, begin, &filled);
-        }
+        for (size_t m = first; m < first + count && rc == 0; m++)
+            rc = add_matrix(job, m, &next, err);
     }
-    job->shards++;
-    job->summary->shards = job->shards;
-    qsort(job->planned, job->count, sizeof *job->planned, by_place);
-    return 0;
+    job->summary->tensors_after = fq_checkpoint_writer_bytes(job->writer);
+    job->summary->shards = fq_checkpoint_writer_shards(job->writer, &job->summary->shards_kept);
+    return rc;
 }
 
 static void count_layers(struct job *job) {
@@ -187,7 +108,7 @@ static void count_layers(struct job *job) {
 
     for (size_t m = 0; m < job->plan.count; m++) {
         const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
-        int64_t group = fq_plan_scheme(matrix).group;
+        int64_t group = fq_plan_describe(matrix).matrix.group;
 
         summary->layers++;
         summary->kept_dense += matrix->kept_dense;
@@ -204,15 +125,8 @@ static void count_layers(struct job *job) {
 
 /* ---- the data ----------------------------------------------------------------------------- */
 
-static void shard_name(const struct job *job, size_t shard, char name[64]) {
-    if (job->shards == 1)
-        snprintf(name, 64, FQ_SINGLE_FILE);
-    else
-        snprintf(name, 64, "model-%05zu-of-%05zu.safetensors", shard + 1, job->shards);
-}
-
 static struct fq_quantized_layer describe(const struct fq_plan_matrix *matrix) {
-    struct fq_matrix scheme = fq_plan_scheme(matrix);
+    struct fq_matrix scheme = fq_plan_describe(matrix).matrix;
     struct fq_quantized_layer layer = {.name = matrix->name,
                                        .n = matrix->dense.n,
                                        .k = matrix->dense.k,
@@ -248,25 +162,6 @@ static int tell(struct job *job, uint64_t bytes, const struct fq_quantized_layer
     return 0;
 }
 
-/* Zero points [N, G], a code a byte, as the layout has them: packed along N. */
-static void *pack_zeros(const struct fq_matrix *matrix, uint64_t bytes) {
-    int64_t groups = fq_matrix_groups(matrix);
-    uint8_t *packed = calloc(1, bytes + 1);
-
-    for (int64_t n = 0; packed && n < matrix->n; n++) {
-        int64_t bit = n * matrix->bits, word = bit / 32;
-
-        for (int64_t g = 0; g < groups; g++) {
-            uint64_t spread = (uint64_t)matrix->zeros[n * groups + g] << bit % 32;
-
-            for (int byte = 0; byte < 8 && spread >> (8 * byte); byte++)
-                packed[((word + byte / 4) * groups + g) * 4 + byte % 4] |=
-                    (uint8_t)(spread >> (8 * byte));
-        }
-    }
-    return packed;
-}
-
 /* Starts reading what is next while this is computed. */
 static void read_ahead(const struct job *job, size_t m) {
     const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
@@ -276,152 +171,121 @@ static void read_ahead(const struct job *job, size_t m) {
     madvise((void *)begin, (uintptr_t)matrix->dense.data + matrix->bytes - begin, MADV_WILLNEED);
 }
 
-/* Quantizes matrix m and writes its tensors, wherever in [first, end) they are. */
-static int write_matrix(struct job *job, struct fq_safetensors_writer *writer, size_t m,
-                        size_t first, size_t end, struct fq_error *err) {
-    const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
+static int write_matrix(struct job *job, const struct step *step, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
     struct fq_quantized_layer layer = describe(matrix);
     struct fq_quantize_method method = job->options->method;
-    struct fq_matrix quantized = fq_plan_scheme(matrix);
+    struct fq_matrix quantized = fq_plan_describe(matrix).matrix;
     void *storage = NULL;
     int rc;
 
     method.asymmetric = matrix->asymmetric;
-    if (m + 1 < job->plan.count)
-        read_ahead(job, m + 1);
+    if (step->matrix + 1 < job->plan.count)
+        read_ahead(job, step->matrix + 1);
     rc = fq_quantize(&matrix->dense, &method, &quantized, &storage, &layer.error, err);
     if (rc < 0)
         fq_fail_in(err, "%s: tensor '%.200s'", matrix->source->file, matrix->source->name);
     fq_plan_drop(matrix);
-    for (size_t p = first; p < end && rc == 0; p++) {
-        const struct planned *planned = &job->planned[p];
-        int64_t shape[2] = {matrix->dense.n, matrix->dense.k}; /* little-endian, as x86 and arm */
-        void *zeros = NULL;
-        const void *data;
-
-        if (planned->part == PART_WHOLE || planned->matrix != m)
-            continue;
-        if (planned->part == PART_ZERO && !(zeros = pack_zeros(&quantized, planned->tensor.bytes)))
-            rc = fq_fail(err, FQ_NO_MEMORY, "no memory for the zero points of '%.200s'",
-                         matrix->name);
-        data = planned->part == PART_PACKED  ? quantized.codes
-               : planned->part == PART_SCALE ? quantized.scales
-               : planned->part == PART_ZERO  ? zeros
-                                             : shape;
-        if (rc == 0)
-            rc = fq_safetensors_write(writer, p - first, data, planned->tensor.bytes, err);
-        free(zeros);
-    }
+    if (rc == 0)
+        rc = fq_ct_output_write(job->writer, step->first, &quantized, err);
     free(storage);
     job->summary->error += layer.error;
-    job->summary->read += matrix->bytes;
     return rc < 0 ? rc : tell(job, matrix->bytes, &layer, err);
 }
 
 /* A tensor or a matrix as it is. */
-static int write_dense(struct job *job, struct fq_safetensors_writer *writer, size_t p,
-                       size_t first, struct fq_error *err) {
-    const struct planned *planned = &job->planned[p];
-    bool whole = planned->part == PART_WHOLE;
-    const void *data =
-        whole ? planned->source->data : job->plan.matrices[planned->matrix].dense.data;
-    int rc = fq_safetensors_write(writer, p - first, data, planned->tensor.bytes, err);
+static int write_dense(struct job *job, const struct step *step, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
+    const void *data = step->copied ? step->copied->data : matrix->dense.data;
+    uint64_t bytes = step->copied ? step->copied->bytes : matrix->bytes;
+    int rc = fq_checkpoint_writer_write(job->writer, step->first, data, bytes, err);
 
-    if (whole)
-        fq_checkpoint_drop_tensor(planned->source);
+    if (step->copied)
+        fq_checkpoint_drop_tensor(step->copied);
     else
-        fq_plan_drop(&job->plan.matrices[planned->matrix]);
-    job->summary->read += planned->tensor.bytes;
-    return rc < 0 ? rc : tell(job, planned->tensor.bytes, NULL, err);
+        fq_plan_drop(matrix);
+    return rc < 0 ? rc : tell(job, bytes, NULL, err);
 }
 
-static int write_shard(struct job *job, const char *name, size_t first, size_t end,
-                       struct fq_error *err) {
-    struct fq_checkpoint_tensor *tensors = calloc(end - first + 1, sizeof *tensors);
-    struct fq_safetensors_writer *writer = NULL;
-    int rc;
+/* Its shard is there from an earlier run: it counts as done. */
+static int skip(struct job *job, const struct step *step, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
 
-    if (!tensors)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu tensors", end - first);
-    for (size_t p = first; p < end; p++)
-        tensors[p - first] = job->planned[p].tensor;
-    rc = fq_safetensors_writer_new(job->output.fd, name, tensors, end - first, &writer, err);
-    for (size_t p = first; p < end && rc == 0; p++) {
-        const struct planned *planned = &job->planned[p];
-
-        if (planned->part == PART_PACKED)
-            rc = write_matrix(job, writer, planned->matrix, first, end, err);
-        else if (planned->part == PART_WHOLE || planned->part == PART_DENSE)
-            rc = write_dense(job, writer, p, first, err);
-    }
-    if (rc == 0)
-        rc = fq_safetensors_writer_finish(writer, err);
-    fq_safetensors_writer_free(writer);
-    free(tensors);
-    return rc;
+    job->layers_done += !step->copied && !matrix->kept_dense;
+    return tell(job, step->copied ? step->copied->bytes : matrix->bytes, NULL, err);
 }
 
-/* A shard that an earlier run finished: its layers count as done. */
-static int skip_shard(struct job *job, size_t first, size_t end, struct fq_error *err) {
-    uint64_t bytes = 0;
-
-    for (size_t p = first; p < end; p++) {
-        const struct planned *planned = &job->planned[p];
-
-        if (planned->part == PART_PACKED) {
-            bytes += job->plan.matrices[planned->matrix].bytes;
-            job->layers_done++;
-        } else if (planned->part == PART_WHOLE || planned->part == PART_DENSE) {
-            bytes += planned->tensor.bytes;
-        }
-    }
-    job->summary->shards_kept++;
-    return tell(job, bytes, NULL, err);
-}
-
-static int write_shards(struct job *job, struct fq_error *err) {
-    size_t first = 0;
+static int write_steps(struct job *job, struct fq_error *err) {
     int rc = 0;
 
-    for (size_t shard = 0; shard < job->shards && rc == 0; shard++) {
-        size_t end = first;
-        char name[64];
+    for (size_t s = 0; s < job->count && rc == 0; s++) {
+        const struct step *step = &job->steps[s];
 
-        while (end < job->count && job->planned[end].shard == shard)
-            end++;
-        shard_name(job, shard, name);
-        rc = faccessat(job->output.fd, name, F_OK, 0) == 0
-                 ? skip_shard(job, first, end, err)
-                 : write_shard(job, name, first, end, err);
-        first = end;
+        if (fq_checkpoint_writer_has(job->writer, step->first))
+            rc = skip(job, step, err);
+        else if (step->copied || job->plan.matrices[step->matrix].kept_dense)
+            rc = write_dense(job, step, err);
+        else
+            rc = write_matrix(job, step, err);
     }
-    return rc;
+    return rc < 0 ? rc : fq_checkpoint_writer_finish(job->writer, err);
 }
 
-/* ---- index and config.json ---------------------------------------------------------------- */
+/* ---- config.json -------------------------------------------------------------------------- */
 
-static int write_index(struct job *job, struct fq_error *err) {
-    json_t *map = json_object();
-    json_t *index;
-    int rc;
+/*
+ * Every module with a two- or three-dimensional weight that stays dense, and lm_head, which a
+ * tied embedding hides from the file.
+ */
+static json_t *ignore_list(const struct fq_plan *plan) {
+    json_t *ignore = json_array();
+    bool has_head = false;
 
-    for (size_t p = 0; p < job->count; p++) {
-        char name[64];
+    for (size_t m = 0; m < plan->count; m++)
+        has_head = has_head || strcmp(plan->matrices[m].name, "lm_head") == 0;
+    if (!has_head)
+        json_array_append_new(ignore, json_string("lm_head"));
+    for (size_t t = 0; t < fq_checkpoint_tensor_count(plan->checkpoint); t++) {
+        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(plan->checkpoint, t);
+        size_t length = strlen(tensor->name), cut = strlen(".weight"), first, count;
+        bool weight = length > cut && strcmp(tensor->name + length - cut, ".weight") == 0;
 
-        shard_name(job, job->planned[p].shard, name);
-        json_object_set_new(map, job->planned[p].tensor.name, json_string(name));
+        count = fq_plan_of_tensor(plan, tensor, &first);
+        if ((tensor->rank != 2 && tensor->rank != 3) || (tensor->rank == 2 && !weight) ||
+            strcmp(tensor->name, "lm_head.weight") == 0)
+            continue;
+        for (size_t m = first; m < first + count; m++)
+            if (plan->matrices[m].kept_dense)
+                json_array_append_new(ignore, json_string(plan->matrices[m].name));
+        if (count == 0)
+            json_array_append_new(ignore,
+                                  json_stringn(tensor->name, weight ? length - cut : length));
     }
-    index = json_pack("{s:{s:I}, s:o}", "metadata", "total_size",
-                      (json_int_t)job->summary->tensors_after, "weight_map", map);
-    if (!index)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for the index");
-    rc = fq_output_directory_json(&job->output, FQ_INDEX_FILE, index, err);
-    json_decref(index);
-    return rc;
+    return ignore;
+}
+
+static json_t *make_config(const struct fq_plan *plan) {
+    struct fq_checkpoint_matrix *packed = calloc(plan->count + 1, sizeof *packed);
+    const json_t *before = fq_checkpoint_config(plan->checkpoint);
+    json_t *config = before ? json_copy((json_t *)before) : json_object(); /* or bare weights */
+    json_t *quantization = NULL;
+    size_t count = 0;
+
+    for (size_t m = 0; packed && m < plan->count; m++)
+        if (!plan->matrices[m].kept_dense)
+            packed[count++] = fq_plan_describe(&plan->matrices[m]);
+    if (packed)
+        quantization = fq_ct_output_config(packed, count, ignore_list(plan));
+    free(packed);
+    if (!quantization || json_object_set_new(config, "quantization_config", quantization) < 0) {
+        json_decref(config);
+        return NULL;
+    }
+    return config;
 }
 
 static int write_config(struct job *job, struct fq_error *err) {
-    json_t *config = fq_plan_config(&job->plan);
+    json_t *config = make_config(&job->plan);
     int rc = config ? fq_output_directory_json(&job->output, FQ_CONFIG_FILE, config, err)
                     : fq_fail(err, FQ_NO_MEMORY, "no memory for " FQ_CONFIG_FILE);
 
@@ -522,9 +386,7 @@ static int report_layers(struct job *job, struct fq_error *err) {
 static int write_all(struct job *job, const char *in, struct fq_error *err) {
     int rc;
 
-    if ((rc = write_shards(job, err)) < 0 ||
-        (job->shards > 1 && (rc = write_index(job, err)) < 0) ||
-        (rc = write_config(job, err)) < 0 ||
+    if ((rc = write_steps(job, err)) < 0 || (rc = write_config(job, err)) < 0 ||
         (rc = fq_output_directory_copy(&job->output, in, err)) < 0)
         return rc;
     return fq_output_directory_commit(&job->output, err);
@@ -552,10 +414,8 @@ int fq_quantize_checkpoint(const char *in, const char *out,
         rc = write_all(&job, in, err);
 out:
     job.output.keep = job.output.keep || rc == -FQ_CANCELLED;
-    for (size_t p = 0; p < job.count; p++)
-        if (job.planned[p].part != PART_WHOLE)
-            free((char *)job.planned[p].tensor.name);
-    free(job.planned);
+    free(job.steps);
+    fq_checkpoint_writer_free(job.writer);
     fq_plan_fini(&job.plan);
     fq_output_directory_fini(&job.output);
     return rc;

@@ -94,7 +94,6 @@ struct fq_quantize_summary {
     uint64_t tensors_before, tensors_after; /* of all tensors, in bytes */
     double error;                           /* summed over the layers written now */
     size_t shards, shards_kept;             /* kept: finished by an earlier run */
-    uint64_t read;                          /* bytes of tensors read by this run, twice if so */
     bool budgeted;                          /* the rest holds under a budget */
     uint64_t allowed;                       /* for the quantized weights */
     double expected;                        /* summed error of the choice, as measured for it */

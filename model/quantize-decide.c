@@ -352,7 +352,6 @@ int fq_plan_decide(struct fq_plan *plan, struct fq_quantize_summary *summary,
         if (zeros && rc == 0 && decision.problems == 0)
             rc = decide_symmetry(&decision, &plan->units[u], err);
     }
-    summary->read += decision.done;
     if (rc == 0 && decision.problems > 0)
         rc = fq_fail(err, FQ_INVALID,
                      "%zu tensors cannot be quantized; --allow-nonfinite takes NaN as 0 and "

@@ -7,15 +7,12 @@
 #include "quantize-plan.h"
 
 #include "compressed-tensors.h"
-#include "directory.h"
 
 #include <ctype.h>
-#include <fcntl.h>
 #include <fnmatch.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static int float_type(const struct fq_checkpoint_tensor *tensor) {
     return strcmp(tensor->dtype, "F32") == 0    ? FQ_F32
@@ -60,7 +57,8 @@ static void apply_override(const struct fq_plan *plan, struct fq_plan_matrix *ma
 static bool experts_are_transposed(const struct fq_plan *plan) {
     static const char *const types[] = {"llama4",    "llama4_text",  "gpt_oss",          "aria",
                                         "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"};
-    const char *type = json_string_value(json_object_get(plan->config, "model_type"));
+    const char *type =
+        json_string_value(json_object_get(fq_checkpoint_config(plan->checkpoint), "model_type"));
 
     for (size_t i = 0; type && i < sizeof types / sizeof *types; i++)
         if (strcmp(type, types[i]) == 0)
@@ -364,27 +362,12 @@ static int make_units(struct fq_plan *plan, struct fq_error *err) {
 
 /* ---- all of it ---------------------------------------------------------------------------- */
 
-static int read_config(struct fq_plan *plan, const char *in, struct fq_error *err) {
-    int dirfd = open(in, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int rc = dirfd < 0 ? fq_fail_errno(err, "%.200s", in)
-                       : fq_directory_json(dirfd, FQ_CONFIG_FILE, &plan->config, err);
-
-    if (rc == -FQ_NOT_FOUND && dirfd >= 0) {
-        plan->config = json_object(); /* bare weights */
-        rc = plan->config ? 0 : fq_fail(err, FQ_NO_MEMORY, "no memory for " FQ_CONFIG_FILE);
-    }
-    if (dirfd >= 0)
-        close(dirfd);
-    return rc;
-}
-
 int fq_plan_init(struct fq_plan *plan, const char *in, const struct fq_quantize_options *options,
                  struct fq_error *err) {
     int rc;
 
     *plan = (struct fq_plan){.options = options};
-    if ((rc = fq_checkpoint_new(in, &plan->checkpoint, err)) < 0 ||
-        (rc = read_config(plan, in, err)) < 0)
+    if ((rc = fq_checkpoint_new(in, &plan->checkpoint, err)) < 0)
         goto out;
     for (size_t i = 0; i < fq_checkpoint_matrix_count(plan->checkpoint); i++)
         if (!fq_checkpoint_matrix(plan->checkpoint, i)->dense) {
@@ -416,7 +399,6 @@ void fq_plan_fini(struct fq_plan *plan) {
     if (plan->unit_count > 0)
         free(plan->units[0].members);
     free(plan->units);
-    json_decref(plan->config);
     fq_checkpoint_free(plan->checkpoint);
     *plan = (struct fq_plan){0};
 }
@@ -439,14 +421,18 @@ size_t fq_plan_of_tensor(const struct fq_plan *plan, const struct fq_checkpoint_
     return count;
 }
 
-struct fq_matrix fq_plan_scheme(const struct fq_plan_matrix *matrix) {
+struct fq_checkpoint_matrix fq_plan_describe(const struct fq_plan_matrix *matrix) {
     int64_t k = matrix->dense.k;
 
-    return (struct fq_matrix){.n = matrix->dense.n,
-                              .k = k,
-                              .bits = matrix->bits,
-                              .group = matrix->group && matrix->group < k ? matrix->group : k,
-                              .scale_type = FQ_F16};
+    return (struct fq_checkpoint_matrix){
+        .name = matrix->name,
+        .matrix = {.n = matrix->dense.n,
+                   .k = k,
+                   .bits = matrix->bits,
+                   .group = matrix->group && matrix->group < k ? matrix->group : k,
+                   .scale_type = FQ_F16},
+        .symmetric = !matrix->asymmetric,
+    };
 }
 
 uint64_t fq_plan_bytes(const struct fq_plan_matrix *matrix, int bits, int64_t group,
@@ -457,7 +443,7 @@ uint64_t fq_plan_bytes(const struct fq_plan_matrix *matrix, int bits, int64_t gr
 
     as.bits = bits;
     as.group = group;
-    scheme = fq_plan_scheme(&as);
+    scheme = fq_plan_describe(&as).matrix;
     groups = (uint64_t)fq_matrix_groups(&scheme);
     return n * (uint64_t)fq_matrix_row_bytes(&scheme) + n * groups * 2 + 16 +
            (asymmetric ? (n * (uint64_t)bits + 31) / 32 * 4 * groups : 0);

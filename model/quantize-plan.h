@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Which matrices of a checkpoint are quantized, and how: found by quantize-plan.c,
- * decided by quantize-decide.c, written by quantize-checkpoint.c, described in
- * config.json by quantize-config.c.  Internal to model/; one thread.
+ * decided by quantize-decide.c, written by quantize-checkpoint.c.  Internal to model/; one thread.
  */
 #ifndef FQ_MODEL_QUANTIZE_PLAN_H
 #define FQ_MODEL_QUANTIZE_PLAN_H
@@ -37,7 +36,6 @@ struct fq_plan_unit {
 struct fq_plan {
     const struct fq_quantize_options *options;
     struct fq_checkpoint *checkpoint;
-    json_t *config;                  /* config.json; an empty object where there is none */
     struct fq_plan_matrix *matrices; /* by source tensor, then by their place in it */
     size_t count;
     struct fq_plan_unit *units;
@@ -52,8 +50,8 @@ void fq_plan_fini(struct fq_plan *plan);
 /* The matrices of a tensor: *first, and how many; 0 where it is copied as it is. */
 size_t fq_plan_of_tensor(const struct fq_plan *plan, const struct fq_checkpoint_tensor *tensor,
                          size_t *first);
-/* Bits, group and zero points as a matrix; codes, scales and zeros NULL. */
-struct fq_matrix fq_plan_scheme(const struct fq_plan_matrix *matrix);
+/* As it will be in the output: name, shape, bits, group and symmetry. */
+struct fq_checkpoint_matrix fq_plan_describe(const struct fq_plan_matrix *matrix);
 /* Bytes of the tensors that a matrix would be written as. */
 uint64_t fq_plan_bytes(const struct fq_plan_matrix *matrix, int bits, int64_t group,
                        bool asymmetric);
@@ -66,8 +64,5 @@ int fq_plan_decide(struct fq_plan *plan, struct fq_quantize_summary *summary, st
 /* The choices as JSON, and back: 0, or -FQ_FORMAT where they are not of this plan. */
 json_t *fq_plan_choices(const struct fq_plan *plan);
 int fq_plan_take_choices(struct fq_plan *plan, const json_t *choices);
-
-/* config.json with its quantization_config; NULL without memory. */
-json_t *fq_plan_config(const struct fq_plan *plan);
 
 #endif
