@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -181,6 +182,13 @@ static double bits_per_weight(const struct fq_quantize_summary *summary) {
     return (double)summary->bytes_after * 8 / (double)summary->weights;
 }
 
+/* Bytes that this process had resident at its most. */
+static int64_t peak_resident(void) {
+    struct rusage usage;
+
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (int64_t)usage.ru_maxrss * 1024 : 0;
+}
+
 static json_t *uniform_json(const struct fq_quantize_summary *summary) {
     if (!summary->budgeted)
         return json_null();
@@ -201,14 +209,15 @@ static int print_json(const struct quantize_report *report,
                       const struct fq_quantize_options *options,
                       const struct fq_quantize_summary *summary, struct fq_error *err) {
     json_t *json = json_pack(
-        "{s:s, s:s, s:i, s:o, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:I, s:f, s:o, s:O}", "input",
+        "{s:s, s:s, s:i, s:o, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:o, s:O}", "input",
         report->in, "output", report->out, "bits", options->bits, "group",
         group_json(options->group), "bytes_before", (json_int_t)summary->bytes_before,
         "bytes_after", (json_int_t)summary->bytes_after, "bits_per_weight",
         bits_per_weight(summary), "tensor_bytes_before", (json_int_t)summary->tensors_before,
         "tensor_bytes_after", (json_int_t)summary->tensors_after, "error", summary->error, "shards",
         (json_int_t)summary->shards, "shards_kept", (json_int_t)summary->shards_kept, "seconds",
-        report->seconds, "budget", uniform_json(summary), "matrices", report->matrices);
+        report->seconds, "peak_resident_bytes", (json_int_t)peak_resident(), "budget",
+        uniform_json(summary), "matrices", report->matrices);
 
     if (!json)
         return fq_fail(err, FQ_INVALID, "done, but IN or OUT is not UTF-8, which JSON needs");
@@ -261,7 +270,8 @@ int quantize_report_end(struct quantize_report *report, const struct fq_quantize
         printf("%zu of %zu files were there from an earlier run\n", summary->shards_kept,
                summary->shards);
     if (!options->dry_run)
-        printf("%.1f s, %.2f GB/s of input\n", report->seconds,
-               (double)summary->tensors_before * 1e-9 / report->seconds);
+        printf("%.1f s, %.2f GB/s of input, at most %.0f MB resident\n", report->seconds,
+               (double)summary->tensors_before * 1e-9 / report->seconds,
+               (double)peak_resident() / 1e6);
     return 0;
 }

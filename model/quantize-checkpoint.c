@@ -20,7 +20,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -162,15 +161,6 @@ static int tell(struct job *job, uint64_t bytes, const struct fq_quantized_layer
     return 0;
 }
 
-/* Starts reading what is next while this is computed. */
-static void read_ahead(const struct job *job, size_t m) {
-    const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = (uintptr_t)matrix->dense.data / page * page;
-
-    madvise((void *)begin, (uintptr_t)matrix->dense.data + matrix->bytes - begin, MADV_WILLNEED);
-}
-
 static int write_matrix(struct job *job, const struct step *step, struct fq_error *err) {
     const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
     struct fq_quantized_layer layer = describe(matrix);
@@ -180,8 +170,7 @@ static int write_matrix(struct job *job, const struct step *step, struct fq_erro
     int rc;
 
     method.asymmetric = matrix->asymmetric;
-    if (step->matrix + 1 < job->plan.count)
-        read_ahead(job, step->matrix + 1);
+    fq_plan_read_ahead(&job->plan, step->matrix + 1);
     rc = fq_quantize(&matrix->dense, &method, &quantized, &storage, &layer.error, err);
     if (rc < 0)
         fq_fail_in(err, "%s: tensor '%.200s'", matrix->source->file, matrix->source->name);

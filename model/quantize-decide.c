@@ -104,8 +104,11 @@ static int expect(struct decision *decision, const struct fq_plan_unit *unit, co
         struct fq_plan_matrix *matrix = &decision->plan->matrices[unit->members[i]];
         double own = (double)matrix->dense.n * (double)matrix->dense.k;
         double to_error = 2 / (((1 << matrix->bits) - 1) * sqrt(12));
-        int rc = fq_quantize_crest(&matrix->dense, options->method.allow_nonfinite, groups, count,
-                                   crest, err);
+        int rc;
+
+        fq_plan_read_ahead(decision->plan, unit->members[i] + 1);
+        rc = fq_quantize_crest(&matrix->dense, options->method.allow_nonfinite, groups, count,
+                               crest, err);
 
         longest = matrix->dense.k > longest ? matrix->dense.k : longest;
         weights += own;
@@ -220,8 +223,11 @@ static int measure(struct decision *decision, const struct fq_plan_unit *unit,
                                                .asymmetric = options[o].asymmetric};
     for (size_t i = 0; i < unit->count; i++) {
         struct fq_plan_matrix *matrix = &decision->plan->matrices[unit->members[i]];
-        int rc = fq_quantize_measure(&matrix->dense, &decision->plan->options->method, trials,
-                                     count, err);
+        int rc;
+
+        fq_plan_read_ahead(decision->plan, unit->members[i] + 1);
+        rc = fq_quantize_measure(&matrix->dense, &decision->plan->options->method, trials, count,
+                                 err);
 
         for (size_t o = 0; rc == 0 && o < count; o++) {
             options[o].bytes +=

@@ -82,14 +82,15 @@ static inline vf greater(vf a, vf b) {
     return (vf)(((vi)a & first) | ((vi)b & ~first));
 }
 
-static inline float sum_lanes(const vf lanes[PARTS]) {
-    float sum[LANES];
+typedef float v4 __attribute__((vector_size(16)));
 
-    memcpy(sum, lanes, sizeof sum);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            sum[i] += sum[i + width];
-    return sum[0];
+/* A tree: lane i with i + 8, then + 4, + 2, + 1. */
+static inline float sum_lanes(const vf lanes[PARTS]) {
+    v4 quarters[4], sum;
+
+    memcpy(quarters, lanes, sizeof quarters);
+    sum = (quarters[0] + quarters[2]) + (quarters[1] + quarters[3]);
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 static inline vf to_code(vf q, float low, float high) {
@@ -145,19 +146,30 @@ static void bounds(const float *weights, size_t blocks, float *low, float *high)
     }
 }
 
-static void correlate(const float *weights, size_t blocks, float inverse, float low, float high,
-                      float *wq, float *qq) {
-    vf products[PARTS] = {0}, squares[PARTS] = {0};
+/* Scales that are tried side by side: as many as the accumulators find registers for. */
+#define BESIDE (WIDTH == 16 ? 4 : 2)
 
-    for (size_t b = 0; b < blocks; b++)
-        for (int p = 0; p < PARTS; p++) {
-            vf w = load(weights, b, p), q = to_code(w * inverse, low, high);
+static void correlate(const float *weights, size_t blocks, const float *inverses, size_t count,
+                      float low, float high, float *wq, float *qq) {
+    for (size_t first = 0; first < count; first += BESIDE) {
+        vf products[BESIDE][PARTS] = {0}, squares[BESIDE][PARTS] = {0};
 
-            products[p] += w * q;
-            squares[p] += q * q;
+        for (size_t b = 0; b < blocks; b++)
+            for (int p = 0; p < PARTS; p++) {
+                vf w = load(weights, b, p);
+
+                for (int i = 0; i < BESIDE; i++) {
+                    vf q = to_code(w * inverses[first + (size_t)i], low, high);
+
+                    products[i][p] += w * q;
+                    squares[i][p] += q * q;
+                }
+            }
+        for (size_t i = 0; i < BESIDE; i++) {
+            wq[first + i] = sum_lanes(products[i]);
+            qq[first + i] = sum_lanes(squares[i]);
         }
-    *wq = sum_lanes(products);
-    *qq = sum_lanes(squares);
+    }
 }
 
 static double error(const float *weights, size_t blocks, float scale, float low, float high) {

@@ -26,9 +26,10 @@ struct fq_quantize_kernels {
     double (*magnitudes)(const float *weights, size_t blocks, uint32_t *out);
     /* Smallest and largest weight of all the blocks. */
     void (*bounds)(const float *weights, size_t blocks, float *low, float *high);
-    /* With q = clamp(round(w · inverse), low, high): Σ w·q and Σ q². */
-    void (*correlate)(const float *weights, size_t blocks, float inverse, float low, float high,
-                      float *wq, float *qq);
+    /* For each of COUNT inverse scales, a multiple of 4, with q = clamp(round(w · inverse), low,
+     * high): Σ w·q and Σ q². */
+    void (*correlate)(const float *weights, size_t blocks, const float *inverses, size_t count,
+                      float low, float high, float *wq, float *qq);
     /* Σ (w − s·q)², q as in correlate but for the quotient, which is w / s: exact in its ties. */
     double (*error)(const float *weights, size_t blocks, float scale, float low, float high);
     /* The same, and the codes q − low. */

@@ -13,6 +13,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 static int float_type(const struct fq_checkpoint_tensor *tensor) {
     return strcmp(tensor->dtype, "F32") == 0    ? FQ_F32
@@ -447,6 +449,18 @@ uint64_t fq_plan_bytes(const struct fq_plan_matrix *matrix, int bits, int64_t gr
     groups = (uint64_t)fq_matrix_groups(&scheme);
     return n * (uint64_t)fq_matrix_row_bytes(&scheme) + n * groups * 2 + 16 +
            (asymmetric ? (n * (uint64_t)bits + 31) / 32 * 4 * groups : 0);
+}
+
+void fq_plan_read_ahead(const struct fq_plan *plan, size_t matrix) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin;
+    const struct fq_dense *dense;
+
+    if (matrix >= plan->count)
+        return;
+    dense = &plan->matrices[matrix].dense;
+    begin = (uintptr_t)dense->data / page * page;
+    madvise((void *)begin, (uintptr_t)dense->data + plan->matrices[matrix].bytes - begin,
+            MADV_WILLNEED);
 }
 
 void fq_plan_drop(const struct fq_plan_matrix *matrix) {

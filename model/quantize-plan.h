@@ -55,6 +55,8 @@ struct fq_checkpoint_matrix fq_plan_describe(const struct fq_plan_matrix *matrix
 /* Bytes of the tensors that a matrix would be written as. */
 uint64_t fq_plan_bytes(const struct fq_plan_matrix *matrix, int bits, int64_t group,
                        bool asymmetric);
+/* Starts reading a matrix, if there is one of that index, while something else is computed. */
+void fq_plan_read_ahead(const struct fq_plan *plan, size_t matrix);
 /* Tells the kernel that the pages of a matrix will not be needed again soon. */
 void fq_plan_drop(const struct fq_plan_matrix *matrix);
 

@@ -156,17 +156,17 @@ static const struct shrink {
     float least, most;
 } shrinks[] = {{8, 0.85f, 1.03f}, {4, 0.50f, 1.05f}, {3, 0.45f, 1.05f}};
 
-#define SHRINK_STEPS 12
+#define SHRINK_STEPS 12 /* a multiple of 4, for the kernel */
 
 /*
  * For given codes q the best scale is Σwq / Σq², and it leaves Σw² − (Σwq)² / Σq²: so each step of
- * the search costs one pass, and the step to take is that with the largest (Σwq)² / Σq².  Its scale
+ * the search costs two sums, and the step to take is that with the largest (Σwq)² / Σq².  Its scale
  * is then rounded to fp16, the codes with it, and absmax stays where that is no better.
  */
 static void search(const struct fq_row *row, int64_t column, int64_t count, int bits,
                    struct fq_fit *fit) {
     const struct shrink *shrink = shrinks;
-    float best = 0, scale = 0, wq, qq;
+    float inverses[SHRINK_STEPS], wq[SHRINK_STEPS], qq[SHRINK_STEPS], best = 0, scale = 0;
     struct fq_fit found = *fit;
 
     while (shrink->bits != bits)
@@ -175,11 +175,14 @@ static void search(const struct fq_row *row, int64_t column, int64_t count, int 
         float factor = shrink->least +
                        (shrink->most - shrink->least) * ((float)step / (float)(SHRINK_STEPS - 1));
 
-        row->kernels->correlate(row->weights + column, blocks_of(count),
-                                1.0f / (fit->scale * factor), fit->low, fit->high, &wq, &qq);
-        if (qq > 0 && wq * (wq / qq) > best) {
-            best = wq * (wq / qq);
-            scale = wq / qq;
+        inverses[step] = 1.0f / (fit->scale * factor);
+    }
+    row->kernels->correlate(row->weights + column, blocks_of(count), inverses, SHRINK_STEPS,
+                            fit->low, fit->high, wq, qq);
+    for (int step = 0; step < SHRINK_STEPS; step++) {
+        if (qq[step] > 0 && wq[step] * (wq[step] / qq[step]) > best) {
+            best = wq[step] * (wq[step] / qq[step]);
+            scale = wq[step] / qq[step];
         }
     }
     set_scale(&found, scale);

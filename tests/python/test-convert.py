@@ -83,7 +83,7 @@ def from_gptq(work):
                 "checkpoint_format": "gptq" if version == 1 else "gptq_v2"}, own_file)
             config, report = check(source, out, weights, {**OTHERS, "b.bias": tensors["b.bias"]})
             assert report["format"] == "gptq" and config["eps"] == 1e-12
-            # one group is for the class, the other by name
+            # several schemes: each by its names
             targets = [g["targets"] for g in config["quantization_config"]["config_groups"].values()]
             assert sorted(targets) == [["a"], ["b", "c"]], targets
             assert sorted(os.listdir(out)) == ["config.json", "model.safetensors", "tokenizer.json"]
