@@ -10,53 +10,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One row's sums: what for each of `count` questions, and Σw² after them. */
-typedef bool (*row_body)(const struct fq_row *row, const void *questions, size_t count,
-                         double *sums, struct fq_row_fault *fault);
+/* Sums over a matrix, one for each of `count` questions, and Σw² after them; row by row first. */
+struct sums {
+    const void *questions;
+    size_t count;
+    double *rows; /* [n][count + 1] */
+};
 
-/* Runs the body over all rows and adds up the sums in order. */
-static int for_rows(const struct fq_dense *dense, bool allow_nonfinite, row_body body,
-                    const void *questions, size_t count, double *totals, struct fq_error *err) {
-    struct fq_row_fault first = {.kind = FQ_ROW_FINE};
+/* Asks every row, and adds up what they say in order. */
+static int ask(const struct fq_dense *dense, bool allow_nonfinite, fq_row_body body,
+               const void *questions, size_t count, double *totals, struct fq_error *err) {
     size_t width = count + 1;
-    double *sums = calloc((size_t)dense->n * width, sizeof *sums);
-    int rc = 0;
+    struct sums sums = {.questions = questions, .count = count};
+    int rc;
 
-    if (!sums)
+    sums.rows = calloc((size_t)dense->n * width, sizeof *sums.rows);
+    if (!sums.rows)
         return fq_fail(err, FQ_NO_MEMORY, "no memory to measure %lld by %lld weights",
                        (long long)dense->n, (long long)dense->k);
-#pragma omp parallel
-    {
-        struct fq_row row;
-        int ready = fq_row_init(&row, dense->k, NULL);
-
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < dense->n; n++) {
-            struct fq_row_fault fault = {.kind = FQ_ROW_FINE};
-            double *mine = sums + (size_t)n * width;
-
-            if (ready == 0 && fq_row_load(&row, dense, n, allow_nonfinite, &fault) &&
-                body(&row, questions, count, mine, &fault)) {
-                mine[count] = row.power;
-                continue;
-            }
-            fault.row = n;
-#pragma omp critical(fq_quantize_fault)
-            if (ready < 0)
-                rc = ready;
-            else
-                fq_row_fault_merge(&first, &fault);
-        }
-        fq_row_fini(&row);
-    }
-    if (rc < 0)
-        rc = fq_fail(err, FQ_NO_MEMORY, "no memory for a row of %lld weights", (long long)dense->k);
-    else if (first.kind != FQ_ROW_FINE)
-        rc = fq_row_fault_report(&first, err);
+    rc = fq_rows(dense, allow_nonfinite, body, &sums, err);
     memset(totals, 0, width * sizeof *totals);
     for (size_t i = 0; rc == 0 && i < (size_t)dense->n * width; i++)
-        totals[i % width] += sums[i];
-    free(sums);
+        totals[i % width] += sums.rows[i];
+    free(sums.rows);
     return rc;
 }
 
@@ -64,12 +40,14 @@ static int64_t group_of(const struct fq_row *row, int64_t group) {
     return group == 0 || group > row->k ? row->k : group;
 }
 
-static bool sum_ranges(const struct fq_row *row, const void *questions, size_t count, double *sums,
-                       struct fq_row_fault *fault) {
-    const int64_t *groups = questions;
+static bool sum_ranges(struct fq_row *row, int64_t n, void *context, struct fq_row_fault *fault) {
+    const struct sums *all = context;
+    const int64_t *groups = all->questions;
+    double *sums = all->rows + (size_t)n * (all->count + 1);
 
     (void)fault;
-    for (size_t i = 0; i < count; i++) {
+    sums[all->count] = row->power;
+    for (size_t i = 0; i < all->count; i++) {
         int64_t group = group_of(row, groups[i]);
 
         for (int64_t column = 0; column < row->k; column += group) {
@@ -85,7 +63,7 @@ static bool sum_ranges(const struct fq_row *row, const void *questions, size_t c
 int fq_quantize_crest(const struct fq_dense *dense, bool allow_nonfinite, const int64_t *groups,
                       size_t count, double *crest, struct fq_error *err) {
     double *totals = malloc((count + 1) * sizeof *totals);
-    int rc = totals ? for_rows(dense, allow_nonfinite, sum_ranges, groups, count, totals, err)
+    int rc = totals ? ask(dense, allow_nonfinite, sum_ranges, groups, count, totals, err)
                     : fq_fail(err, FQ_NO_MEMORY, "no memory for %zu group sizes", count);
 
     for (size_t i = 0; rc == 0 && i < count; i++)
@@ -99,11 +77,13 @@ struct trials {
     struct fq_quantize_method method;
 };
 
-static bool try_row(const struct fq_row *row, const void *questions, size_t count, double *sums,
-                    struct fq_row_fault *fault) {
-    const struct trials *trials = questions;
+static bool try_row(struct fq_row *row, int64_t n, void *context, struct fq_row_fault *fault) {
+    const struct sums *all = context;
+    const struct trials *trials = all->questions;
+    double *sums = all->rows + (size_t)n * (all->count + 1);
 
-    for (size_t i = 0; i < count; i++) {
+    sums[all->count] = row->power;
+    for (size_t i = 0; i < all->count; i++) {
         const struct fq_quantize_trial *trial = &trials->trials[i];
         struct fq_quantize_method method = trials->method;
         int64_t group = group_of(row, trial->group);
@@ -125,9 +105,8 @@ int fq_quantize_measure(const struct fq_dense *dense, const struct fq_quantize_m
                         struct fq_quantize_trial *trials, size_t count, struct fq_error *err) {
     struct trials questions = {.trials = trials, .method = *method};
     double *totals = malloc((count + 1) * sizeof *totals);
-    int rc = totals
-                 ? for_rows(dense, method->allow_nonfinite, try_row, &questions, count, totals, err)
-                 : fq_fail(err, FQ_NO_MEMORY, "no memory for %zu trials", count);
+    int rc = totals ? ask(dense, method->allow_nonfinite, try_row, &questions, count, totals, err)
+                    : fq_fail(err, FQ_NO_MEMORY, "no memory for %zu trials", count);
 
     for (size_t i = 0; rc == 0 && i < count; i++)
         trials[i].error = totals[count] > 0 ? sqrt(totals[i] / totals[count]) : 0;

@@ -31,7 +31,7 @@ const struct fq_quantize_kernels *fq_quantize_kernels(void) {
     return &fq_quantize_generic;
 }
 
-int fq_row_init(struct fq_row *row, int64_t k, struct fq_error *err) {
+static int row_init(struct fq_row *row, int64_t k, struct fq_error *err) {
     size_t blocks = ((size_t)k + FQ_QUANTIZE_BLOCK - 1) / FQ_QUANTIZE_BLOCK;
     size_t floats = blocks * FQ_QUANTIZE_BLOCK;
 
@@ -45,7 +45,7 @@ int fq_row_init(struct fq_row *row, int64_t k, struct fq_error *err) {
     return 0;
 }
 
-void fq_row_fini(struct fq_row *row) {
+static void row_fini(struct fq_row *row) {
     free(row->memory);
     row->memory = NULL;
 }
@@ -92,8 +92,8 @@ static bool find_fault(const struct fq_row *row, struct fq_row_fault *fault) {
     return false;
 }
 
-bool fq_row_load(struct fq_row *row, const struct fq_dense *dense, int64_t n, bool allow_nonfinite,
-                 struct fq_row_fault *fault) {
+static bool row_load(struct fq_row *row, const struct fq_dense *dense, int64_t n,
+                     bool allow_nonfinite, struct fq_row_fault *fault) {
     size_t k = (size_t)row->k, first = (size_t)n * k;
     const char *data = dense->data;
 
@@ -114,7 +114,6 @@ bool fq_row_load(struct fq_row *row, const struct fq_dense *dense, int64_t n, bo
             return true;
         }
     }
-    fault->row = n;
     return false;
 }
 
@@ -221,12 +220,7 @@ bool fq_row_fit(const struct fq_row *row, int64_t column, int64_t count, int bit
     return true;
 }
 
-void fq_row_fault_merge(struct fq_row_fault *first, const struct fq_row_fault *fault) {
-    if (first->kind == FQ_ROW_FINE || fault->row < first->row)
-        *first = *fault;
-}
-
-int fq_row_fault_report(const struct fq_row_fault *fault, struct fq_error *err) {
+static int report(const struct fq_row_fault *fault, struct fq_error *err) {
     if (fault->kind == FQ_ROW_NOT_FINITE)
         return fq_fail(err, FQ_INVALID,
                        "row %lld, column %lld is %s, only finite weights can be quantized",
@@ -236,4 +230,36 @@ int fq_row_fault_report(const struct fq_row_fault *fault, struct fq_error *err) 
                    "row %lld, columns from %lld: the largest magnitude is %g, whose scale exceeds "
                    "fp16's 65504",
                    (long long)fault->row, (long long)fault->column, fabs((double)fault->value));
+}
+
+int fq_rows(const struct fq_dense *dense, bool allow_nonfinite, fq_row_body body, void *context,
+            struct fq_error *err) {
+    struct fq_row_fault first = {.kind = FQ_ROW_FINE};
+    bool memory = true;
+
+#pragma omp parallel
+    {
+        struct fq_row row;
+        bool ready = row_init(&row, dense->k, NULL) == 0;
+
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < dense->n; n++) {
+            struct fq_row_fault fault = {.kind = FQ_ROW_FINE};
+
+            if (ready && row_load(&row, dense, n, allow_nonfinite, &fault) &&
+                body(&row, n, context, &fault))
+                continue;
+            fault.row = n;
+#pragma omp critical(fq_quantize_fault)
+            if (!ready)
+                memory = false;
+            else if (first.kind == FQ_ROW_FINE || fault.row < first.row)
+                first = fault;
+        }
+        row_fini(&row);
+    }
+    if (!memory)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for a row of %lld weights",
+                       (long long)dense->k);
+    return first.kind == FQ_ROW_FINE ? 0 : report(&first, err);
 }

@@ -39,11 +39,6 @@ struct fq_fit {
     float low, high; /* −zero point, and 2^bits − 1 more */
 };
 
-int fq_row_init(struct fq_row *row, int64_t k, struct fq_error *err);
-void fq_row_fini(struct fq_row *row);
-/* Loads row N of the matrix; false, with *fault filled in, where it is not finite. */
-bool fq_row_load(struct fq_row *row, const struct fq_dense *dense, int64_t n, bool allow_nonfinite,
-                 struct fq_row_fault *fault);
 /* The largest magnitude of the COUNT weights from COLUMN on, which is a multiple of 16. */
 float fq_row_absmax(const struct fq_row *row, int64_t column, int64_t count);
 /* Fits the group; false, with *fault filled in, where its scale exceeds fp16. */
@@ -54,9 +49,12 @@ bool fq_row_fit(const struct fq_row *row, int64_t column, int64_t count, int bit
 double fq_row_error(const struct fq_row *row, int64_t column, int64_t count,
                     const struct fq_fit *fit);
 
-/* Keeps the fault of the topmost row.  *first begins with .kind = FQ_ROW_FINE. */
-void fq_row_fault_merge(struct fq_row_fault *first, const struct fq_row_fault *fault);
-/* -FQ_INVALID with the words for it. */
-int fq_row_fault_report(const struct fq_row_fault *fault, struct fq_error *err);
+/* What is done with row n once it is loaded; false, with *fault filled in, where it cannot be. */
+typedef bool (*fq_row_body)(struct fq_row *row, int64_t n, void *context,
+                            struct fq_row_fault *fault);
+/* Loads every row and calls BODY, rows shared among threads.  -FQ_INVALID for the topmost fault,
+ * -FQ_NO_MEMORY. */
+int fq_rows(const struct fq_dense *dense, bool allow_nonfinite, fq_row_body body, void *context,
+            struct fq_error *err);
 
 #endif

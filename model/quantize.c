@@ -12,8 +12,10 @@
 #include <omp.h>
 #endif
 
-/* Where the parts of the result lie, and what each row left. */
+/* What is to be made, where the parts of it lie, and what each row left. */
 struct output {
+    const struct fq_matrix *matrix;
+    const struct fq_quantize_method *method;
     uint8_t *codes;  /* [n][row_bytes] */
     uint8_t *scales; /* [n][groups], fp16 */
     uint8_t *zeros;  /* [n][groups], or NULL */
@@ -41,9 +43,9 @@ static void pack(const struct fq_row *row, int bits, uint8_t *out) {
 }
 
 /* Quantizes a loaded row into its place; false with *fault. */
-static bool quantize_row(struct fq_row *row, int64_t n, const struct fq_matrix *matrix,
-                         const struct fq_quantize_method *method, const struct output *out,
-                         struct fq_row_fault *fault) {
+static bool quantize_row(struct fq_row *row, int64_t n, void *context, struct fq_row_fault *fault) {
+    const struct output *out = context;
+    const struct fq_matrix *matrix = out->matrix;
     int64_t groups = fq_matrix_groups(matrix);
     double left = 0;
 
@@ -52,10 +54,8 @@ static bool quantize_row(struct fq_row *row, int64_t n, const struct fq_matrix *
         int64_t count = matrix->k - column < matrix->group ? matrix->k - column : matrix->group;
         struct fq_fit fit;
 
-        if (!fq_row_fit(row, column, count, matrix->bits, method, &fit, fault)) {
-            fault->row = n;
+        if (!fq_row_fit(row, column, count, matrix->bits, out->method, &fit, fault))
             return false;
-        }
         if (fit.scale > 0) {
             left += row->kernels->round(row->weights + column,
                                         ((size_t)count + FQ_QUANTIZE_BLOCK - 1) / FQ_QUANTIZE_BLOCK,
@@ -103,8 +103,7 @@ static double relative(const double *sums, int64_t n) {
 
 int fq_quantize(const struct fq_dense *dense, const struct fq_quantize_method *method,
                 struct fq_matrix *matrix, void **storage, double *error, struct fq_error *err) {
-    struct fq_row_fault first = {.kind = FQ_ROW_FINE};
-    struct output out = {0};
+    struct output out = {.matrix = matrix, .method = method};
     int rc = check(dense, matrix, err);
     size_t code_bytes, count;
 
@@ -121,31 +120,7 @@ int fq_quantize(const struct fq_dense *dense, const struct fq_quantize_method *m
     }
     out.scales = out.codes + code_bytes;
     out.zeros = method->asymmetric ? out.scales + 2 * count : NULL;
-#pragma omp parallel
-    {
-        struct fq_row row;
-        int ready = fq_row_init(&row, matrix->k, NULL);
-
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < matrix->n; n++) {
-            struct fq_row_fault fault = {.kind = FQ_ROW_FINE};
-
-            if (ready == 0 && fq_row_load(&row, dense, n, method->allow_nonfinite, &fault) &&
-                quantize_row(&row, n, matrix, method, &out, &fault))
-                continue;
-#pragma omp critical(fq_quantize_fault)
-            if (ready < 0)
-                rc = ready;
-            else
-                fq_row_fault_merge(&first, &fault);
-        }
-        fq_row_fini(&row);
-    }
-    if (rc < 0)
-        rc =
-            fq_fail(err, FQ_NO_MEMORY, "no memory for a row of %lld weights", (long long)matrix->k);
-    else if (first.kind != FQ_ROW_FINE)
-        rc = fq_row_fault_report(&first, err);
+    rc = fq_rows(dense, method->allow_nonfinite, quantize_row, &out, err);
     if (rc < 0)
         goto out;
     if (error)

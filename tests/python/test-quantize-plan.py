@@ -6,6 +6,8 @@ counted here, from the files."""
 import json
 import math
 import os
+import pty
+import re
 import subprocess
 import sys
 import tempfile
@@ -309,6 +311,30 @@ def check_nonfinite(work, random):
     assert abs(found["l.3"][3][1, 1] + largest) < 0.02 * largest
 
 
+# ---- progress ------------------------------------------------------------------------------------
+
+
+def check_bar(work):
+    """On a terminal a bar with the rate and the time left, else a line a layer (check_rules)."""
+    controller, terminal = pty.openpty()
+    out = os.path.join(work, "bar")
+    process = subprocess.Popen([PROGRAM, os.path.join(work, "budget-in"), out], stderr=terminal,
+                               stdout=subprocess.DEVNULL)
+    os.close(terminal)
+    said = b""
+    while True:
+        try:
+            said += os.read(controller, 65536)
+        except OSError:  # EIO: the other end is closed
+            break
+    os.close(controller)
+    assert process.wait() == 0
+    steps = said.decode().split("\r")
+    assert any(re.search(r"looking \[#*\.*\] +\d+%.* [\d.]+ GB/s, \d+:\d\d left", s) for s in steps)
+    assert any(re.search(r"writing \[#{30}\] 100%, 10 of 10 layers", s) for s in steps), steps[-3:]
+    assert "\n" not in said.decode()
+
+
 # ---- inspect -------------------------------------------------------------------------------------
 
 
@@ -349,6 +375,7 @@ def main():
         check_budget(work, random)
         check_rules(work, random)
         check_nonfinite(work, random)
+        check_bar(work)
         check_inspect(work)
 
 
