@@ -3,7 +3,6 @@
 """Both ways between finequant-quantize and the compressed-tensors package: what it packs we read, what
 we pack it unpacks, bit for bit.  Runs where torch and compressed_tensors can be imported:
     make check PYTHON3=VENV/bin/python TESTS=tests/python/test-compressed-tensors.py"""
-import json
 import os
 import subprocess
 import sys
@@ -68,14 +67,6 @@ def as_numpy(tensor):
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def write(path, tensors, config):
-    os.mkdir(path)
-    with open(os.path.join(path, "model.safetensors"), "wb") as file:
-        file.write(formats.safetensors(tensors))
-    with open(os.path.join(path, "config.json"), "w", encoding="ascii") as file:
-        json.dump(config, file)
-
-
 def run(*arguments):
     subprocess.run([PROGRAM, *arguments, "--quiet"], check=True)
 
@@ -106,7 +97,7 @@ def what_it_packs_we_write_again(work):
             source, out = (os.path.join(work, f"{count}{end}") for end in ("", "-out"))
             count += 1
             tensors = {f"m.{name}": as_numpy(value) for name, value in state.items()}
-            write(source, tensors, {"quantization_config": config_of(scheme)})
+            formats.write_directory(source, tensors, config_of(scheme))
             run("convert", source, out)
             config, ours = formats.read_checkpoint(out)
             assert sorted(ours) == sorted(tensors), (scheme, sorted(ours))
@@ -127,9 +118,8 @@ def what_gptq_and_awq_become_it_unpacks(work):
         source, out = (os.path.join(work, f"{method}{count}{end}") for end in ("", "-out"))
         count += 1
         tensors = formats.gptq(weight, "m") if method == "gptq" else formats.awq(weight, "m")
-        write(source, tensors, {"quantization_config": {
-            "quant_method": method, "bits": bits, "group_size": 64,
-            **({"zero_point": True} if method == "awq" else {})}})
+        formats.write_directory(source, tensors, {"quant_method": method, "bits": bits, "group_size": 64,
+                                                  **({"zero_point": True} if method == "awq" else {})})
         run("convert", source, out)
         config, ours = formats.read_checkpoint(out)
         codes, zeros = unpacked_by_the_package(config, ours, "m")
@@ -144,9 +134,9 @@ def what_gptq_and_awq_become_it_unpacks(work):
 def what_we_quantize_it_unpacks(work):
     random = np.random.default_rng(9)
     source = os.path.join(work, "dense")
-    write(source, {"a.weight": random.standard_normal((N, K)).astype(np.float32),
-                   "b.weight": random.standard_normal((N, 2 * K)).astype(np.float16)},
-          {"model_type": "test"})
+    formats.write_directory(source, {
+        "a.weight": random.standard_normal((N, K)).astype(np.float32),
+        "b.weight": random.standard_normal((N, 2 * K)).astype(np.float16)})
     count = 0
     for bits in ("8", "4", "3"):
         for group in ("32", "channel"):

@@ -250,6 +250,8 @@ def gptq_cases():
     yield by_tensor("scales of rank 1", "m.scales", np.ones(64, np.float16), ("is of rank 1",))
     yield by_tensor("activation order", "m.g_idx", good["m.g_idx"][::-1].copy(),
                     ("activation order", "column 0 is in group 2"), UNSUPPORTED)
+    yield by_tensor("activation order that is not told", "m.g_idx", None, ("activation order (desc_act)",),
+                    UNSUPPORTED, at_fault="m.qweight", desc_act=True)
     yield by_tensor("group that is not there", "m.g_idx", np.full(96, 7, np.int32),
                     ("column 0 is in group 7",), UNSUPPORTED)
     yield by_tensor("g_idx of I64", "m.g_idx", good["m.g_idx"].astype(np.int64), ("is not I32 of [96]",))
