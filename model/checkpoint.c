@@ -8,9 +8,9 @@
 #include "checkpoint.h"
 
 #include "directory.h"
+#include "disk-layout.h"
 #include "gguf.h"
 #include "half.h"
-#include "disk-layout.h"
 #include "quantize.h"
 #include "shards.h"
 
@@ -243,6 +243,23 @@ static int find_layer(const struct fq_checkpoint *checkpoint,
     return 0;
 }
 
+/* Scales without their codes are what is left of a layer that was lost. */
+static int check_remains(const struct fq_checkpoint *checkpoint, struct fq_error *err) {
+    const char *suffix = checkpoint->layout ? checkpoint->layout->suffixes[1] : NULL;
+
+    for (size_t i = 0; suffix && i < checkpoint->tensor_count; i++) {
+        const struct fq_checkpoint_tensor *tensor = &checkpoint->tensors[i];
+        char *name = checkpoint->owners[i] == SIZE_MAX ? strip(tensor->name, suffix) : NULL;
+        bool remains = name != NULL;
+
+        free(name);
+        if (remains)
+            return FQ_TENSOR_FAIL(err, FQ_FORMAT, tensor, "has no %s beside it",
+                                  checkpoint->layout->suffixes[0] + 1);
+    }
+    return 0;
+}
+
 static void own(struct fq_checkpoint *checkpoint, const struct fq_checkpoint_tensor *tensor,
                 size_t layer) {
     if (tensor)
@@ -273,7 +290,7 @@ static int find_layers(struct fq_checkpoint *checkpoint, struct fq_error *err) {
         for (int part = 0; part < FQ_LAYOUT_PARTS; part++)
             own(checkpoint, checkpoint->layers[i].parts[part], i);
     }
-    return 0;
+    return check_remains(checkpoint, err);
 }
 
 /* ---- opening ------------------------------------------------------------------------------ */

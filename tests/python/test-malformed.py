@@ -178,6 +178,8 @@ def compressed_tensors_cases():
                     ("has 12 columns, 8 bits with K = 96 need 24",), weights={"num_bits": 8})
     yield by_tensor("no scale", "m.weight_scale", None, ("has no weight_scale",),
                     at_fault="m.weight_packed")
+    yield by_tensor("no codes", "m.weight_packed", None, ("has no weight_packed",),
+                    at_fault="m.weight_scale")
     yield by_tensor("no shape", "m.weight_shape", None, ("has no weight_shape",),
                     at_fault="m.weight_packed")
     yield by_tensor("no zero points", "m.weight_zero_point", None, ("has no weight_zero_point",),
@@ -235,6 +237,7 @@ def gptq_cases():
                     dynamic={"-:m": {}})
     yield by_tensor("no scales", "m.scales", None, ("has no scales",), at_fault="m.qweight")
     yield by_tensor("no zero points", "m.qzeros", None, ("has no qzeros",), at_fault="m.qweight")
+    yield by_tensor("no codes", "m.qweight", None, ("has no qweight",), at_fault="m.qzeros")
     yield by_tensor("codes are floats", "m.qweight", np.ones((12, 64), np.float32), ("is F32",))
     yield by_tensor("too few rows", "m.qweight", good["m.qweight"][:-1].copy(),
                     ("is [11, 64], must be [12, 64]",))
