@@ -3,7 +3,6 @@
  * packs along N, are rearranged. */
 #include "compressed-tensors-output.h"
 
-#include "compressed-tensors.h"
 #include "disk-layout.h"
 
 #include <stdio.h>
@@ -98,64 +97,11 @@ int fq_ct_output_write(struct fq_checkpoint_writer *writer, size_t first,
 
 /* ---- configuration ------------------------------------------------------------------------ */
 
-/* What the layers of one config group have in common. */
-struct scheme {
-    int bits;
-    int64_t group; /* 0: one a row, so that readers need not divide K by it */
-    bool symmetric;
-    size_t layers;
-};
-
-static struct scheme scheme_of(const struct fq_checkpoint_matrix *matrix) {
-    return (struct scheme){
-        .bits = matrix->matrix.bits,
-        .group = matrix->matrix.group == matrix->matrix.k ? 0 : matrix->matrix.group,
-        .symmetric = matrix->symmetric,
-    };
-}
-
-static bool same(const struct scheme *a, const struct scheme *b) {
+static bool same(const struct fq_ct_scheme *a, const struct fq_ct_scheme *b) {
     return a->bits == b->bits && a->group == b->group && a->symmetric == b->symmetric;
 }
 
-/* The distinct schemes, the most frequent one first; NULL without memory. */
-static struct scheme *find_schemes(const struct fq_checkpoint *checkpoint, size_t *count) {
-    size_t layers = fq_checkpoint_matrix_count(checkpoint);
-    struct scheme *schemes = calloc(layers + 1, sizeof *schemes);
-
-    *count = 0;
-    for (size_t i = 0; schemes && i < layers; i++) {
-        struct scheme scheme = scheme_of(fq_checkpoint_matrix(checkpoint, i));
-        size_t found = 0;
-
-        while (found < *count && !same(&schemes[found], &scheme))
-            found++;
-        if (found == *count)
-            schemes[(*count)++] = scheme;
-        schemes[found].layers++;
-        if (schemes[found].layers > schemes[0].layers) {
-            scheme = schemes[0];
-            schemes[0] = schemes[found];
-            schemes[found] = scheme;
-        }
-    }
-    return schemes;
-}
-
-static json_t *targets_of(const struct fq_checkpoint *checkpoint, const struct scheme *scheme) {
-    json_t *targets = json_array();
-
-    for (size_t i = 0; i < fq_checkpoint_matrix_count(checkpoint); i++) {
-        const struct fq_checkpoint_matrix *matrix = fq_checkpoint_matrix(checkpoint, i);
-        struct scheme own = scheme_of(matrix);
-
-        if (same(&own, scheme))
-            json_array_append_new(targets, json_string(matrix->name));
-    }
-    return targets;
-}
-
-static json_t *config_group(const struct scheme *scheme, json_t *targets) {
+static json_t *config_group(const struct fq_ct_scheme *scheme, json_t *targets) {
     return json_pack("{s:o, s:{s:i, s:s, s:b, s:s, s:o, s:b, s:n}, s:n, s:n, s:s}", "targets",
                      targets, "weights", "num_bits", scheme->bits, "type", "int", "symmetric",
                      scheme->symmetric, "strategy", scheme->group ? "group" : "channel",
@@ -164,48 +110,45 @@ static json_t *config_group(const struct scheme *scheme, json_t *targets) {
                      "pack-quantized");
 }
 
-static json_t *ignore_list(const struct fq_checkpoint *checkpoint) {
-    json_t *ignore = json_array();
-    bool lm_head = false;
+/* The layers by group; "Linear" where there is one group.  NULL without memory. */
+static json_t *config_groups(const struct fq_ct_layer *layers, size_t count) {
+    const struct fq_ct_scheme **distinct = calloc(count + 1, sizeof *distinct);
+    json_t **targets = calloc(count + 1, sizeof *targets), *groups = json_object();
+    size_t made = 0;
 
-    for (size_t t = 0; t < fq_checkpoint_tensor_count(checkpoint); t++) {
-        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(checkpoint, t);
-        size_t length = strlen(tensor->name), cut = strlen(".weight"), owner;
+    for (size_t i = 0; distinct && targets && i < count; i++) {
+        size_t g = 0;
 
-        owner = fq_checkpoint_owner(checkpoint, t);
-        if (owner != SIZE_MAX)
-            lm_head |= strcmp(fq_checkpoint_matrix(checkpoint, owner)->name, "lm_head") == 0;
-        else if (tensor->rank == 2 && length > cut &&
-                 strcmp(tensor->name + length - cut, ".weight") == 0 &&
-                 strcmp(tensor->name, "lm_head.weight") != 0)
-            json_array_append_new(ignore, json_stringn(tensor->name, length - cut));
+        while (g < made && !same(distinct[g], &layers[i].scheme))
+            g++;
+        if (g == made) {
+            distinct[made] = &layers[i].scheme;
+            targets[made++] = json_array();
+        }
+        json_array_append_new(targets[g], json_string(layers[i].name));
     }
-    if (!lm_head) /* also where a tied embedding hides it from the files */
-        json_array_insert_new(ignore, 0, json_string("lm_head"));
-    return ignore;
-}
-
-json_t *fq_ct_output_config(const struct fq_checkpoint *checkpoint) {
-    size_t count;
-    struct scheme *schemes = find_schemes(checkpoint, &count);
-    json_t *groups = json_object();
-
-    for (size_t i = 0; schemes && i < count; i++) {
+    if (made == 1) {
+        json_array_clear(targets[0]);
+        json_array_append_new(targets[0], json_string("Linear"));
+    }
+    for (size_t g = 0; g < made; g++) {
         char name[32];
 
-        snprintf(name, sizeof name, "group_%zu", i);
-        json_object_set_new(groups, name,
-                            config_group(&schemes[i], i == 0
-                                                          ? json_pack("[s]", "Linear")
-                                                          : targets_of(checkpoint, &schemes[i])));
+        snprintf(name, sizeof name, "group_%zu", g);
+        json_object_set_new(groups, name, config_group(distinct[g], targets[g]));
     }
-    if (!schemes) {
+    if (!distinct || !targets) {
         json_decref(groups);
-        return NULL;
+        groups = NULL;
     }
-    free(schemes);
+    free(distinct);
+    free(targets);
+    return groups;
+}
+
+json_t *fq_ct_output_config(const struct fq_ct_layer *layers, size_t count, json_t *ignore) {
     return json_pack("{s:s, s:s, s:s, s:o, s:o, s:n, s:n}", "quant_method", "compressed-tensors",
                      "format", "pack-quantized", "quantization_status", "compressed",
-                     "config_groups", groups, "ignore", ignore_list(checkpoint), "kv_cache_scheme",
-                     "global_compression_ratio");
+                     "config_groups", config_groups(layers, count), "ignore", ignore,
+                     "kv_cache_scheme", "global_compression_ratio");
 }

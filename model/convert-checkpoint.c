@@ -115,10 +115,53 @@ static int write_steps(struct job *job, struct fq_error *err) {
     return rc < 0 ? rc : fq_checkpoint_writer_finish(job->writer, err);
 }
 
+/* Every module whose two-dimensional weight is no matrix, and lm_head, which a tied embedding hides
+ * from the files. */
+static json_t *ignore_list(const struct fq_checkpoint *checkpoint) {
+    json_t *ignore = json_array();
+    bool has_head = false;
+
+    for (size_t i = 0; i < fq_checkpoint_matrix_count(checkpoint); i++)
+        has_head |= strcmp(fq_checkpoint_matrix(checkpoint, i)->name, "lm_head") == 0;
+    if (!has_head)
+        json_array_append_new(ignore, json_string("lm_head"));
+    for (size_t t = 0; t < fq_checkpoint_tensor_count(checkpoint); t++) {
+        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(checkpoint, t);
+        size_t length = strlen(tensor->name), cut = strlen(".weight");
+
+        if (fq_checkpoint_owner(checkpoint, t) == SIZE_MAX && tensor->rank == 2 && length > cut &&
+            strcmp(tensor->name + length - cut, ".weight") == 0 &&
+            strcmp(tensor->name, "lm_head.weight") != 0)
+            json_array_append_new(ignore, json_stringn(tensor->name, length - cut));
+    }
+    return ignore;
+}
+
+/* NULL without memory. */
+static json_t *make_quantization(const struct fq_checkpoint *checkpoint) {
+    size_t count = fq_checkpoint_matrix_count(checkpoint);
+    struct fq_ct_layer *layers = calloc(count, sizeof *layers);
+    json_t *made;
+
+    for (size_t i = 0; layers && i < count; i++) {
+        const struct fq_checkpoint_matrix *matrix = fq_checkpoint_matrix(checkpoint, i);
+
+        layers[i].name = matrix->name;
+        layers[i].scheme.bits = matrix->matrix.bits;
+        layers[i].scheme.symmetric = matrix->symmetric;
+        /* one a row is said so, that readers need not divide K by it */
+        if (matrix->matrix.group != matrix->matrix.k)
+            layers[i].scheme.group = matrix->matrix.group;
+    }
+    made = layers ? fq_ct_output_config(layers, count, ignore_list(checkpoint)) : NULL;
+    free(layers);
+    return made;
+}
+
 static int write_config(struct job *job, struct fq_error *err) {
     const json_t *before = fq_checkpoint_config(job->checkpoint);
     json_t *config = before ? json_copy((json_t *)before) : json_object();
-    json_t *quantization = fq_ct_output_config(job->checkpoint);
+    json_t *quantization = make_quantization(job->checkpoint);
     int rc;
 
     json_object_del(config, "compression_config");

@@ -76,9 +76,9 @@ def from_gptq(work):
                 "checkpoint_format": "gptq" if version == 1 else "gptq_v2"}, own_file)
             config, report = check(source, out, weights, {**OTHERS, "b.bias": tensors["b.bias"]})
             assert report["format"] == "gptq" and config["eps"] == 1e-12
-            # one group is for the class, the other by name
+            # several are said by name
             targets = [g["targets"] for g in config["quantization_config"]["config_groups"].values()]
-            assert sorted(targets) == [["Linear"], ["a"]], targets
+            assert sorted(targets) == [["a"], ["b", "c"]], targets
             assert sorted(os.listdir(out)) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -91,6 +91,13 @@ def from_awq(work):
     write(source, tensors, {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True,
                             "version": "gemm"})
     check(source, out, weights, OTHERS)
+    del weights["m.True"]
+    source, out = os.path.join(work, "awq-one"), os.path.join(work, "awq-one-out")
+    write(source, formats.awq(weights["m.False"], "m.False"),
+          {"quant_method": "awq", "bits": 4, "group_size": 32})
+    config, _ = check(source, out, weights, {})
+    group, = config["quantization_config"]["config_groups"].values()
+    assert group["targets"] == ["Linear"] and not group["weights"]["symmetric"], group
 
 
 def from_gguf(work):
