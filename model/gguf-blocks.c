@@ -5,8 +5,8 @@
  * whose high ones the second, W = (q − 8)·d.  d may be negative in Q4_0, and a
  * scale of ours too, so that both are exact: codes q + 128 and q, symmetric.
  */
-#include "gguf.h"
 #include "disk-layout.h"
+#include "gguf.h"
 
 #include <string.h>
 
