@@ -150,6 +150,26 @@ def from_compressed_tensors(work):
                 assert one.read() == two.read(), name
 
 
+def names_go_before_patterns_before_the_class(work):
+    weights = {"a": Weight(RANDOM, 8, 96, 8, 32), "layers.0": Weight(RANDOM, 8, 96, 4, 32),
+               "layers.1": Weight(RANDOM, 8, 96, 3, 16), "layers.10": Weight(RANDOM, 8, 96, 4, 32)}
+    tensors = {}
+    for name, weight in weights.items():
+        tensors.update(formats.compressed_tensors(weight, name))
+
+    def group(bits, size, *targets):
+        return {"targets": targets, "weights": {"num_bits": bits, "strategy": "group", "group_size": size}}
+    source = os.path.join(work, "precedence")
+    write(source, tensors, {"quant_method": "compressed-tensors", "format": "pack-quantized",
+                            "config_groups": {"class": group(8, 32, "Linear"),
+                                              "pattern": group(4, 32, "re:layers"),
+                                              "late": group(8, 64, "re:layers.0"),
+                                              "name": group(3, 16, "x", "layers.1"),
+                                              "again": group(8, 16, "layers.1")},
+                            "ignore": ["b", "re:.*head"]})
+    check(source, source + "-out", weights, {})
+
+
 def refusals_leave_nothing(work):
     before = sorted(os.listdir(work))
     dense = os.path.join(work, "dense")
@@ -173,7 +193,8 @@ def refusals_leave_nothing(work):
 
 def main():
     with tempfile.TemporaryDirectory() as work:
-        for test in (from_gptq, from_awq, from_gguf, from_compressed_tensors, refusals_leave_nothing):
+        for test in (from_gptq, from_awq, from_gguf, from_compressed_tensors,
+                     names_go_before_patterns_before_the_class, refusals_leave_nothing):
             test(work)
             print("ok", test.__name__)
 
