@@ -82,4 +82,4 @@ static int run(struct ctl *ctl, char **argv) {
 }
 
 const struct ctl_command ctl_load = {
-    "load", NULL, "MODEL DIR", 2, "bg", "Load the checkpoint in DIR as MODEL", run};
+    "load", NULL, "MODEL PATH", 2, "bg", "Load the checkpoint PATH as MODEL", run};

@@ -131,7 +131,7 @@ int fq_client_shutdown(struct fq_client *client, struct fq_error *err);
 
 struct fq_model {
     char name[128];
-    char path[4096];      /* the checkpoint's directory */
+    char path[4096];      /* the checkpoint's directory or file */
     char state[16];       /* "loading", "ready" or "unloading" */
     uint64_t done, total; /* matrices, while loading */
     uint64_t matrices;    /* held */

@@ -55,8 +55,8 @@ static const struct option_row options[] = {
     {"device", "ID", OPTION_STRING, FIELD(device), 0, 0, NULL, false, "the GPU, by index or UUID"},
     {"threads", "N", OPTION_NUMBER, FIELD(threads), 0, 4096, "0", false,
      "CPU threads; 0 is every core"},
-    {"model", "NAME=DIR", OPTION_MODEL, 0, 0, 0, NULL, false,
-     "load DIR as NAME at start; may be repeated"},
+    {"model", "NAME=PATH", OPTION_MODEL, 0, 0, 0, NULL, false,
+     "load the directory or GGUF file PATH as NAME at start; may be repeated"},
     {"state", "FILE", OPTION_STRING, FIELD(state), 0, 0, NULL, false,
      "record models loaded on request in FILE, and load them again"},
     {"allow-users", "LIST", OPTION_USERS, FIELD(allow_users), 0, 0, NULL, true,
@@ -197,7 +197,7 @@ static int add_model(struct fq_settings *settings, const char *value, struct fq_
     char path[PATH_MAX];
 
     if (!equals || equals == value || !equals[1])
-        return fq_fail(err, FQ_USAGE, "model is \"%s\", allowed is NAME=DIR", value);
+        return fq_fail(err, FQ_USAGE, "model is \"%s\", allowed is NAME=PATH", value);
     if (!realpath(equals + 1, path)) /* the loader says what is wrong with it */
         snprintf(path, sizeof path, "%s", equals + 1);
     models = realloc(settings->models, (settings->model_count + 1) * sizeof *models);

@@ -247,6 +247,23 @@ static int find_layer(const struct fq_checkpoint *checkpoint,
     return 0;
 }
 
+/* Scales without their codes are what is left of a layer that was lost. */
+static int check_remains(const struct fq_checkpoint *checkpoint, struct fq_error *err) {
+    const char *suffix = checkpoint->layout ? checkpoint->layout->suffixes[1] : NULL;
+
+    for (size_t i = 0; suffix && i < checkpoint->tensor_count; i++) {
+        const struct fq_checkpoint_tensor *tensor = &checkpoint->tensors[i];
+        char *name = checkpoint->owners[i] == SIZE_MAX ? strip(tensor->name, suffix) : NULL;
+        bool remains = name != NULL;
+
+        free(name);
+        if (remains)
+            return FQ_TENSOR_FAIL(err, FQ_FORMAT, tensor, "has no %s beside it",
+                                  checkpoint->layout->suffixes[0] + 1);
+    }
+    return 0;
+}
+
 static void own(struct fq_checkpoint *checkpoint, const struct fq_checkpoint_tensor *tensor,
                 size_t layer) {
     if (tensor)
@@ -277,7 +294,7 @@ static int find_layers(struct fq_checkpoint *checkpoint, struct fq_error *err) {
         for (int part = 0; part < FQ_LAYOUT_PARTS; part++)
             own(checkpoint, checkpoint->layers[i].parts[part], i);
     }
-    return 0;
+    return check_remains(checkpoint, err);
 }
 
 /* ---- opening ------------------------------------------------------------------------------ */
@@ -361,23 +378,28 @@ static int open_gguf(struct fq_checkpoint *checkpoint, const void *bytes, size_t
     return checkpoint->json ? 0 : fq_fail(err, FQ_NO_MEMORY, "no memory for the metadata");
 }
 
-/* What PATH is decides: a directory, or a file that must be GGUF. */
-static int open_path(struct fq_checkpoint *checkpoint, const char *path, struct fq_error *err) {
+/* What PATH is decides: a directory, or a file that must be GGUF.  *context is how much of PATH is
+ * the directory that the names in messages are beneath. */
+static int open_path(struct fq_checkpoint *checkpoint, const char *path, size_t *context,
+                     struct fq_error *err) {
     struct fq_directory directory = {.fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-    const char *base = strrchr(path, '/');
+    const char *slash = strrchr(path, '/');
     int rc;
 
+    *context = 0; /* what is said until now has all of it */
     if (directory.fd >= 0) {
+        *context = strlen(path);
         rc = open_directory(checkpoint, &directory, err);
         close(directory.fd);
-        return rc < 0 ? fq_fail_in(err, "%.200s", path) : 0;
+        return rc;
     }
     if (errno != ENOTDIR)
         return fq_fail_errno(err, "%.200s", path);
     rc = fq_directory_map(AT_FDCWD, path, 4, &checkpoint->map, &checkpoint->map_bytes, err);
     if (rc < 0)
         return rc;
-    return open_gguf(checkpoint, checkpoint->map, checkpoint->map_bytes, base ? base + 1 : path,
+    *context = slash ? (size_t)(slash - path) : 0;
+    return open_gguf(checkpoint, checkpoint->map, checkpoint->map_bytes, slash ? slash + 1 : path,
                      err);
 }
 
@@ -395,6 +417,7 @@ static int checkpoint_new(const char *path, const struct fq_memory_file *files, 
                           struct fq_checkpoint **out, struct fq_error *err) {
     struct fq_error local;
     struct fq_checkpoint *checkpoint = calloc(1, sizeof *checkpoint);
+    size_t context = 0;
     int rc;
 
     err = err ? err : &local; /* fq_fail_in needs one */
@@ -402,12 +425,13 @@ static int checkpoint_new(const char *path, const struct fq_memory_file *files, 
         return fq_fail(err, FQ_NO_MEMORY, "no memory to open a checkpoint");
     checkpoint->dense_bits = 4;
     checkpoint->dense_group = 64;
-    rc = path ? open_path(checkpoint, path, err) : open_memory(checkpoint, files, count, err);
-    if (rc == 0 &&
-        ((rc = merge_tensors(checkpoint, err)) < 0 || (rc = find_layers(checkpoint, err)) < 0) &&
-        path)
-        fq_fail_in(err, "%.200s", path);
+    rc = path ? open_path(checkpoint, path, &context, err)
+              : open_memory(checkpoint, files, count, err);
+    if (rc == 0 && (rc = merge_tensors(checkpoint, err)) == 0)
+        rc = find_layers(checkpoint, err);
     if (rc < 0) {
+        if (context > 0)
+            fq_fail_in(err, "%.*s", context < 200 ? (int)context : 200, path);
         fq_checkpoint_free(checkpoint);
         return rc;
     }

@@ -20,14 +20,16 @@ enum target_kind {
 
 struct target {
     enum target_kind kind;
+    size_t order; /* in the list as it was given */
     char *text;
     struct fq_pattern *pattern; /* of TARGET_PATTERN */
     struct fq_ct_scheme scheme;
 };
 
+/* Names, of which a mixture of experts may have tens of thousands, can be looked up. */
 struct list {
-    struct target *items;
-    size_t count;
+    struct target *items; /* by kind; names by text; by order */
+    size_t count, names;
 };
 
 struct config {
@@ -64,8 +66,10 @@ static int add_targets(struct list *list, const json_t *names, const char *what,
         if (!json_is_string(name))
             return fq_fail(err, FQ_FORMAT, "quantization_config: %s holds what is not a string",
                            what);
-        *target = (struct target){
-            .kind = TARGET_NAME, .text = strdup(json_string_value(name)), .scheme = *scheme};
+        *target = (struct target){.kind = TARGET_NAME,
+                                  .order = list->count,
+                                  .text = strdup(json_string_value(name)),
+                                  .scheme = *scheme};
         if (!target->text)
             return fq_fail(err, FQ_NO_MEMORY, "quantization_config: no memory for %s", what);
         list->count++;
@@ -155,6 +159,22 @@ static int read_config(struct config *config, const json_t *json, struct fq_erro
     return add_targets(&config->ignore, json_object_get(json, "ignore"), "ignore", &none, err);
 }
 
+static int by_precedence(const void *left, const void *right) {
+    const struct target *a = left, *b = right;
+    int order = a->kind == TARGET_NAME && b->kind == TARGET_NAME ? strcmp(a->text, b->text) : 0;
+
+    if (a->kind != b->kind)
+        return a->kind < b->kind ? -1 : 1;
+    return order ? order : a->order < b->order ? -1 : 1;
+}
+
+static void sort(struct list *list) {
+    if (list->count > 0)
+        qsort(list->items, list->count, sizeof *list->items, by_precedence);
+    while (list->names < list->count && list->items[list->names].kind == TARGET_NAME)
+        list->names++;
+}
+
 int fq_ct_config_new(const json_t *json, void **out, struct fq_error *err) {
     struct config *config = calloc(1, sizeof *config);
     int rc;
@@ -166,6 +186,8 @@ int fq_ct_config_new(const json_t *json, void **out, struct fq_error *err) {
         fq_ct_config_free(config);
         return rc;
     }
+    sort(&config->targets);
+    sort(&config->ignore);
     *out = config;
     return 0;
 }
@@ -188,26 +210,31 @@ void fq_ct_config_free(void *opaque) {
     free(config);
 }
 
-/* 1 or 0, or a negative status. */
-static int matches(const struct target *target, const char *module, struct fq_error *err) {
-    if (target->kind == TARGET_CLASS)
-        return 1;
-    if (target->kind == TARGET_NAME)
-        return strcmp(target->text, module) == 0;
-    return fq_pattern_match(target->pattern, module, err);
+/* The first of those with that name, or NULL. */
+static const struct target *find_name(const struct list *list, const char *module) {
+    size_t low = 0, high = list->names;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (strcmp(list->items[middle].text, module) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < list->names && strcmp(list->items[low].text, module) == 0 ? &list->items[low]
+                                                                           : NULL;
 }
 
 /* The best match in a list: its target in *out, or NULL.  0 or a negative status. */
 static int find(const struct list *list, const char *module, const struct target **out,
                 struct fq_error *err) {
-    *out = NULL;
-    for (size_t i = 0; i < list->count; i++) {
+    *out = find_name(list, module);
+    for (size_t i = list->names; i < list->count && !*out; i++) {
         const struct target *target = &list->items[i];
-        int found;
+        int found =
+            target->kind == TARGET_CLASS ? 1 : fq_pattern_match(target->pattern, module, err);
 
-        if (*out && (*out)->kind <= target->kind)
-            continue; /* the first of the best kind stays */
-        found = matches(target, module, err);
         if (found < 0)
             return found;
         if (found)

@@ -3,7 +3,6 @@
  * packs along N, are rearranged. */
 #include "compressed-tensors-output.h"
 
-#include "compressed-tensors.h"
 #include "disk-layout.h"
 
 #include <stdio.h>
@@ -98,57 +97,11 @@ int fq_ct_output_write(struct fq_checkpoint_writer *writer, size_t first,
 
 /* ---- configuration ------------------------------------------------------------------------ */
 
-/* What the layers of one config group have in common. */
-struct scheme {
-    int bits;
-    int64_t group; /* 0: one a row, so that readers need not divide K by it */
-    bool symmetric;
-};
-
-static struct scheme scheme_of(const struct fq_checkpoint_matrix *matrix) {
-    return (struct scheme){
-        .bits = matrix->matrix.bits,
-        .group = matrix->matrix.group == matrix->matrix.k ? 0 : matrix->matrix.group,
-        .symmetric = matrix->symmetric,
-    };
-}
-
-static bool same(const struct scheme *a, const struct scheme *b) {
+static bool same(const struct fq_ct_scheme *a, const struct fq_ct_scheme *b) {
     return a->bits == b->bits && a->group == b->group && a->symmetric == b->symmetric;
 }
 
-/* The distinct schemes; NULL without memory. */
-static struct scheme *find_schemes(const struct fq_checkpoint_matrix *matrices, size_t layers,
-                                   size_t *count) {
-    struct scheme *schemes = calloc(layers + 1, sizeof *schemes);
-
-    *count = 0;
-    for (size_t i = 0; schemes && i < layers; i++) {
-        struct scheme scheme = scheme_of(&matrices[i]);
-        size_t found = 0;
-
-        while (found < *count && !same(&schemes[found], &scheme))
-            found++;
-        if (found == *count)
-            schemes[(*count)++] = scheme;
-    }
-    return schemes;
-}
-
-static json_t *targets_of(const struct fq_checkpoint_matrix *matrices, size_t layers,
-                          const struct scheme *scheme) {
-    json_t *targets = json_array();
-
-    for (size_t i = 0; i < layers; i++) {
-        struct scheme own = scheme_of(&matrices[i]);
-
-        if (same(&own, scheme))
-            json_array_append_new(targets, json_string(matrices[i].name));
-    }
-    return targets;
-}
-
-static json_t *config_group(const struct scheme *scheme, json_t *targets) {
+static json_t *config_group(const struct fq_ct_scheme *scheme, json_t *targets) {
     return json_pack("{s:o, s:{s:i, s:s, s:b, s:s, s:o, s:b, s:n}, s:n, s:n, s:s}", "targets",
                      targets, "weights", "num_bits", scheme->bits, "type", "int", "symmetric",
                      scheme->symmetric, "strategy", scheme->group ? "group" : "channel",
@@ -157,29 +110,45 @@ static json_t *config_group(const struct scheme *scheme, json_t *targets) {
                      "pack-quantized");
 }
 
-json_t *fq_ct_output_config(const struct fq_checkpoint_matrix *matrices, size_t layers,
-                            json_t *ignore) {
-    size_t count;
-    struct scheme *schemes = find_schemes(matrices, layers, &count);
-    json_t *groups = json_object();
+/* The layers by group; "Linear" where there is one group.  NULL without memory. */
+static json_t *config_groups(const struct fq_ct_layer *layers, size_t count) {
+    const struct fq_ct_scheme **distinct = calloc(count + 1, sizeof *distinct);
+    json_t **targets = calloc(count + 1, sizeof *targets), *groups = json_object();
+    size_t made = 0;
 
-    for (size_t i = 0; schemes && i < count; i++) {
+    for (size_t i = 0; distinct && targets && i < count; i++) {
+        size_t g = 0;
+
+        while (g < made && !same(distinct[g], &layers[i].scheme))
+            g++;
+        if (g == made) {
+            distinct[made] = &layers[i].scheme;
+            targets[made++] = json_array();
+        }
+        json_array_append_new(targets[g], json_string(layers[i].name));
+    }
+    if (made == 1) {
+        json_array_clear(targets[0]);
+        json_array_append_new(targets[0], json_string("Linear"));
+    }
+    for (size_t g = 0; g < made; g++) {
         char name[32];
 
-        snprintf(name, sizeof name, "group_%zu", i);
-        json_object_set_new(
-            groups, name,
-            config_group(&schemes[i], count == 1 ? json_pack("[s]", "Linear")
-                                                 : targets_of(matrices, layers, &schemes[i])));
+        snprintf(name, sizeof name, "group_%zu", g);
+        json_object_set_new(groups, name, config_group(distinct[g], targets[g]));
     }
-    if (!schemes) {
+    if (!distinct || !targets) {
         json_decref(groups);
-        json_decref(ignore);
-        return NULL;
+        groups = NULL;
     }
-    free(schemes);
+    free(distinct);
+    free(targets);
+    return groups;
+}
+
+json_t *fq_ct_output_config(const struct fq_ct_layer *layers, size_t count, json_t *ignore) {
     return json_pack("{s:s, s:s, s:s, s:o, s:o, s:n, s:n}", "quant_method", "compressed-tensors",
                      "format", "pack-quantized", "quantization_status", "compressed",
-                     "config_groups", groups, "ignore", ignore, "kv_cache_scheme",
-                     "global_compression_ratio");
+                     "config_groups", config_groups(layers, count), "ignore", ignore,
+                     "kv_cache_scheme", "global_compression_ratio");
 }

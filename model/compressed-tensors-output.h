@@ -8,8 +8,7 @@
 #define FQ_MODEL_COMPRESSED_TENSORS_OUTPUT_H
 
 #include "checkpoint-writer.h"
-
-#include <jansson.h>
+#include "compressed-tensors.h"
 
 /*
  * Adds weight_packed, weight_scale, weight_shape and, unless symmetric, weight_zero_point of a
@@ -22,14 +21,17 @@ int fq_ct_output_add(struct fq_checkpoint_writer *writer, const struct fq_checkp
 int fq_ct_output_write(struct fq_checkpoint_writer *writer, size_t first,
                        const struct fq_matrix *matrix, struct fq_error *err);
 
+/* A layer and how it is quantized. */
+struct fq_ct_layer {
+    const char *name;
+    struct fq_ct_scheme scheme;
+};
 /*
- * The quantization_config of a checkpoint with these packed matrices: a group for each distinct
- * (bits, group, symmetric).  One alone is said of the class "Linear"; several are said by name
- * only, since vLLM looks at the class before it looks at the parts of a layer that it fuses, so
- * that a class beside names would hide theirs.  Steals IGNORE, an array of module names.  The
- * caller's to decref; NULL without memory.
+ * A quantization_config with a group for each distinct scheme.  A single one is said of the class
+ * "Linear"; several are said by name alone, since vLLM looks at the class before it looks at the
+ * parts of a layer that it fuses.  Takes over IGNORE, an array of module names.  The caller's to
+ * decref; NULL without memory.
  */
-json_t *fq_ct_output_config(const struct fq_checkpoint_matrix *matrices, size_t count,
-                            json_t *ignore);
+json_t *fq_ct_output_config(const struct fq_ct_layer *layers, size_t count, json_t *ignore);
 
 #endif

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* One step: a matrix, or a tensor that is copied. */
 struct step {
@@ -114,47 +115,53 @@ static int write_steps(struct job *job, struct fq_error *err) {
     return rc < 0 ? rc : fq_checkpoint_writer_finish(job->writer, err);
 }
 
-/* lm_head, which a tied embedding hides from the files, and every module whose two-dimensional
- * weight is no matrix. */
+/* Every module whose two-dimensional weight is no matrix, and lm_head, which a tied embedding hides
+ * from the files. */
 static json_t *ignore_list(const struct fq_checkpoint *checkpoint) {
     json_t *ignore = json_array();
-    bool lm_head = false;
+    bool has_head = false;
 
+    for (size_t i = 0; i < fq_checkpoint_matrix_count(checkpoint); i++)
+        has_head |= strcmp(fq_checkpoint_matrix(checkpoint, i)->name, "lm_head") == 0;
+    if (!has_head)
+        json_array_append_new(ignore, json_string("lm_head"));
     for (size_t t = 0; t < fq_checkpoint_tensor_count(checkpoint); t++) {
         const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(checkpoint, t);
-        size_t length = strlen(tensor->name), cut = strlen(".weight"), owner;
+        size_t length = strlen(tensor->name), cut = strlen(".weight");
 
-        owner = fq_checkpoint_owner(checkpoint, t);
-        if (owner != SIZE_MAX)
-            lm_head |= strcmp(fq_checkpoint_matrix(checkpoint, owner)->name, "lm_head") == 0;
-        else if (tensor->rank == 2 && length > cut &&
-                 strcmp(tensor->name + length - cut, ".weight") == 0 &&
-                 strcmp(tensor->name, "lm_head.weight") != 0)
+        if (fq_checkpoint_owner(checkpoint, t) == SIZE_MAX && tensor->rank == 2 && length > cut &&
+            strcmp(tensor->name + length - cut, ".weight") == 0 &&
+            strcmp(tensor->name, "lm_head.weight") != 0)
             json_array_append_new(ignore, json_stringn(tensor->name, length - cut));
     }
-    if (!lm_head) /* also where a tied embedding hides it from the files */
-        json_array_insert_new(ignore, 0, json_string("lm_head"));
     return ignore;
 }
 
-static json_t *describe(const struct fq_checkpoint *checkpoint) {
+/* NULL without memory. */
+static json_t *make_quantization(const struct fq_checkpoint *checkpoint) {
     size_t count = fq_checkpoint_matrix_count(checkpoint);
-    struct fq_checkpoint_matrix *matrices = calloc(count + 1, sizeof *matrices);
-    json_t *config;
+    struct fq_ct_layer *layers = calloc(count, sizeof *layers);
+    json_t *made;
 
-    if (!matrices)
-        return NULL;
-    for (size_t i = 0; i < count; i++)
-        matrices[i] = *fq_checkpoint_matrix(checkpoint, i);
-    config = fq_ct_output_config(matrices, count, ignore_list(checkpoint));
-    free(matrices);
-    return config;
+    for (size_t i = 0; layers && i < count; i++) {
+        const struct fq_checkpoint_matrix *matrix = fq_checkpoint_matrix(checkpoint, i);
+
+        layers[i].name = matrix->name;
+        layers[i].scheme.bits = matrix->matrix.bits;
+        layers[i].scheme.symmetric = matrix->symmetric;
+        /* one a row is said so, that readers need not divide K by it */
+        if (matrix->matrix.group != matrix->matrix.k)
+            layers[i].scheme.group = matrix->matrix.group;
+    }
+    made = layers ? fq_ct_output_config(layers, count, ignore_list(checkpoint)) : NULL;
+    free(layers);
+    return made;
 }
 
 static int write_config(struct job *job, struct fq_error *err) {
     const json_t *before = fq_checkpoint_config(job->checkpoint);
     json_t *config = before ? json_copy((json_t *)before) : json_object();
-    json_t *quantization = describe(job->checkpoint);
+    json_t *quantization = make_quantization(job->checkpoint);
     int rc;
 
     json_object_del(config, "compression_config");
@@ -164,6 +171,15 @@ static int write_config(struct job *job, struct fq_error *err) {
         rc = fq_output_directory_json(&job->output, FQ_CONFIG_FILE, config, err);
     json_decref(config);
     return rc;
+}
+
+/* A GGUF file has nothing beside it that belongs to it. */
+static int copy_companions(struct job *job, const char *in, struct fq_error *err) {
+    struct stat status;
+
+    if (stat(in, &status) < 0)
+        return fq_fail_errno(err, "%.200s", in);
+    return S_ISDIR(status.st_mode) ? fq_output_directory_copy(&job->output, in, err) : 0;
 }
 
 int fq_convert_checkpoint(const char *in, const char *out, const struct fq_convert_options *options,
@@ -177,8 +193,7 @@ int fq_convert_checkpoint(const char *in, const char *out, const struct fq_conve
     if ((rc = open_input(&job, in, err)) == 0 &&
         (rc = fq_checkpoint_writer_new(&job.output, options->shard_bytes, &job.writer, err)) == 0 &&
         (rc = make_plan(&job, err)) == 0 && (rc = write_steps(&job, err)) == 0 &&
-        (rc = write_config(&job, err)) == 0 &&
-        (rc = fq_output_directory_copy(&job.output, in, err)) == 0)
+        (rc = write_config(&job, err)) == 0 && (rc = copy_companions(&job, in, err)) == 0)
         rc = fq_output_directory_commit(&job.output, err);
     free(job.steps);
     fq_checkpoint_writer_free(job.writer);

@@ -17,7 +17,8 @@
 struct fq_layout_ops {
     const char *name; /* config.json's quant_method, or the format's own name */
     /* What a layer's tensors are called, after the module's name; NULL past the last.  Each
-     * tensor with the first of them makes a layer, the others may be missing. */
+     * tensor with the first of them makes a layer, one with the second is nowhere else, the others
+     * may be missing. */
     const char *suffixes[FQ_LAYOUT_PARTS];
 
     /* Reads a quantization_config.  Errors: -FQ_FORMAT, -FQ_UNSUPPORTED, -FQ_NO_MEMORY. */

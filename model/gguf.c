@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The GGUF reader.  The format, little-endian: "GGUF", u32 version, u64 tensors,
+ * GGUF's header and tensors.  The format, little-endian: "GGUF", u32 version, u64 tensors,
  * u64 keys; the keys (string, u32 type, value); the tensors (string, u32 rank,
  * u64 sizes with the innermost first, u32 type, u64 offset); padding; the data,
  * to which offsets are relative, each at a multiple of general.alignment.  A file
  * is taken as hostile: nothing is read or allocated before the bytes are there.
  */
-#include "gguf.h"
+#include "gguf-reader.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -16,23 +16,10 @@
 
 #define VERSION           3
 #define ALIGNMENT_DEFAULT 32
-#define ALIGNMENT_MAX     (1u << 20)
 #define RANK_MAX          4
 #define STACK_MAX         65536 /* matrices in a tensor of rank 3 */
-#define NAME_BYTES_MAX    255
-#define KEY_BYTES_LEAST   13 /* an empty name, a type, a byte */
-#define INFO_BYTES_LEAST  24 /* an empty name, a rank of 0, a type, an offset */
-
-/* The bytes that are left. */
-struct cursor {
-    const uint8_t *at;
-    uint64_t left;
-};
-
-struct text {
-    const char *bytes; /* not terminated */
-    uint64_t length;
-};
+#define KEY_BYTES_LEAST   13    /* an empty name, a type, a byte */
+#define INFO_BYTES_LEAST  24    /* an empty name, a rank of 0, a type, an offset */
 
 /* Types of tensors.  Only those with a name in our terms are read. */
 static const struct tensor_type {
@@ -76,211 +63,6 @@ static const struct tensor_type {
 
 #define TENSOR_TYPE_COUNT (sizeof tensor_types / sizeof *tensor_types)
 
-/* Types of metadata. */
-enum value_type {
-    VALUE_U8,
-    VALUE_I8,
-    VALUE_U16,
-    VALUE_I16,
-    VALUE_U32,
-    VALUE_I32,
-    VALUE_F32,
-    VALUE_BOOL,
-    VALUE_STRING,
-    VALUE_ARRAY,
-    VALUE_U64,
-    VALUE_I64,
-    VALUE_F64,
-    VALUE_TYPES
-};
-
-static const uint8_t value_bytes[VALUE_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-
-struct reader {
-    struct fq_gguf *file;
-    struct cursor cursor;
-    uint64_t alignment;
-    struct fq_error *err;
-};
-
-/* ---- bytes -------------------------------------------------------------------------------- */
-
-static uint64_t load(const uint8_t *bytes, int count) {
-    uint64_t value = 0;
-
-    for (int i = count - 1; i >= 0; i--)
-        value = value << 8 | bytes[i];
-    return value;
-}
-
-static bool take(struct cursor *cursor, uint64_t bytes, const uint8_t **out) {
-    if (bytes > cursor->left)
-        return false;
-    *out = cursor->at;
-    cursor->at += bytes;
-    cursor->left -= bytes;
-    return true;
-}
-
-static bool take_number(struct cursor *cursor, int bytes, uint64_t *out) {
-    const uint8_t *at;
-
-    if (!take(cursor, (uint64_t)bytes, &at))
-        return false;
-    *out = load(at, bytes);
-    return true;
-}
-
-static bool take_text(struct cursor *cursor, struct text *out) {
-    const uint8_t *at;
-
-    if (!take_number(cursor, 8, &out->length) || !take(cursor, out->length, &at))
-        return false;
-    out->bytes = (const char *)at;
-    return true;
-}
-
-/* A name: short UTF-8 without NUL.  The text of it, owned by the caller, or NULL. */
-static char *copy_name(struct text text) {
-    json_t *checked;
-    char *name = NULL;
-
-    if (text.length == 0 || text.length > NAME_BYTES_MAX || memchr(text.bytes, 0, text.length))
-        return NULL;
-    checked = json_stringn(text.bytes, (size_t)text.length);
-    if (checked) /* it is UTF-8 */
-        name = strndup(text.bytes, (size_t)text.length);
-    json_decref(checked);
-    return name;
-}
-
-/* ---- metadata ----------------------------------------------------------------------------- */
-
-static int fail_key(struct reader *reader, const char *key, enum fq_status status,
-                    const char *fault) {
-    return fq_fail(reader->err, status, "%s: metadata '%.200s': %s", reader->file->name, key,
-                   fault);
-}
-
-static int skip_array(struct reader *reader, const char *key) {
-    uint64_t type, count;
-    const uint8_t *at;
-
-    if (!take_number(&reader->cursor, 4, &type) || !take_number(&reader->cursor, 8, &count))
-        return fail_key(reader, key, FQ_FORMAT, "the file ends in its array");
-    if (type >= VALUE_TYPES || type == VALUE_ARRAY)
-        return fail_key(reader, key, FQ_FORMAT, "an array of what is no scalar or string");
-    if (type != VALUE_STRING) {
-        if (count > reader->cursor.left || !take(&reader->cursor, count * value_bytes[type], &at))
-            return fail_key(reader, key, FQ_FORMAT, "the file ends in its array");
-        return 0;
-    }
-    for (uint64_t i = 0; i < count; i++) {
-        struct text text;
-
-        if (!take_text(&reader->cursor, &text))
-            return fail_key(reader, key, FQ_FORMAT, "the file ends in its array of strings");
-    }
-    return 0;
-}
-
-static json_t *scalar(enum value_type type, uint64_t bits) {
-    uint32_t narrow = (uint32_t)bits;
-    float single;
-    double wide;
-
-    switch (type) {
-    case VALUE_I8:
-        return json_integer((int8_t)bits);
-    case VALUE_I16:
-        return json_integer((int16_t)bits);
-    case VALUE_I32:
-        return json_integer((int32_t)bits);
-    case VALUE_F32:
-        memcpy(&single, &narrow, sizeof single);
-        return json_real((double)single); /* NULL where it is not finite */
-    case VALUE_F64:
-        memcpy(&wide, &bits, sizeof wide);
-        return json_real(wide);
-    case VALUE_BOOL:
-        return json_boolean(bits != 0);
-    default:
-        return bits > INT64_MAX ? NULL : json_integer((json_int_t)bits);
-    }
-}
-
-static int read_value(struct reader *reader, const char *key, uint64_t type, json_t **out) {
-    uint64_t bits;
-    struct text text;
-
-    *out = NULL;
-    if (type >= VALUE_TYPES)
-        return fail_key(reader, key, FQ_FORMAT, "its type is not known");
-    if (type == VALUE_ARRAY)
-        return skip_array(reader, key);
-    if (type == VALUE_STRING) {
-        if (!take_text(&reader->cursor, &text))
-            return fail_key(reader, key, FQ_FORMAT, "the file ends in its string");
-        *out = json_stringn(text.bytes, (size_t)text.length);
-        return *out ? 0 : fail_key(reader, key, FQ_FORMAT, "its string is not UTF-8");
-    }
-    if (!take_number(&reader->cursor, value_bytes[type], &bits))
-        return fail_key(reader, key, FQ_FORMAT, "the file ends in its value");
-    if (type == VALUE_BOOL && bits > 1)
-        return fail_key(reader, key, FQ_FORMAT, "its boolean is neither 0 nor 1");
-    *out = scalar((enum value_type)type, bits);
-    return 0;
-}
-
-/* What governs how the rest is read. */
-static int heed(struct reader *reader, const char *key, const json_t *value) {
-    json_int_t number = json_integer_value(value);
-
-    if (strcmp(key, "general.alignment") == 0) {
-        if (!json_is_integer(value) || number < 1 || number > ALIGNMENT_MAX ||
-            (number & (number - 1)) != 0)
-            return fail_key(reader, key, FQ_FORMAT, "must be a power of two up to 1048576");
-        reader->alignment = (uint64_t)number;
-    }
-    if (strcmp(key, "split.count") == 0 && number > 1)
-        return fail_key(reader, key, FQ_UNSUPPORTED,
-                        "split files are not read; llama-gguf-split --merge joins them");
-    return 0;
-}
-
-static int read_metadata(struct reader *reader, uint64_t count) {
-    for (uint64_t i = 0; i < count; i++) {
-        struct text text;
-        uint64_t type;
-        json_t *value;
-        char *key;
-        int rc;
-
-        if (!take_text(&reader->cursor, &text) || !take_number(&reader->cursor, 4, &type))
-            return fq_fail(reader->err, FQ_FORMAT,
-                           "%s: the file ends in metadata key %" PRIu64 " of %" PRIu64,
-                           reader->file->name, i + 1, count);
-        key = copy_name(text);
-        if (!key)
-            return fq_fail(reader->err, FQ_FORMAT,
-                           "%s: metadata key %" PRIu64 " is not 1 to %d bytes of UTF-8",
-                           reader->file->name, i + 1, NAME_BYTES_MAX);
-        rc = read_value(reader, key, type, &value);
-        if (rc == 0 && json_object_get(reader->file->metadata, key))
-            rc = fail_key(reader, key, FQ_FORMAT, "is there twice");
-        if (rc == 0)
-            rc = heed(reader, key, value);
-        if (rc == 0 &&
-            json_object_set(reader->file->metadata, key, value ? value : json_null()) < 0)
-            rc = fail_key(reader, key, FQ_NO_MEMORY, "no memory to keep it");
-        json_decref(value);
-        free(key);
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
-}
-
 /* ---- tensors ------------------------------------------------------------------------------ */
 
 /* One entry of the table of tensors, before its data is known to be there. */
@@ -292,10 +74,10 @@ struct info {
     uint64_t offset, bytes;
 };
 
-static int fail_info(struct reader *reader, const struct info *info, enum fq_status status,
+static int fail_info(struct fq_gguf_reader *reader, const struct info *info, enum fq_status status,
                      const char *format, ...) __attribute__((format(printf, 4, 5)));
 
-static int fail_info(struct reader *reader, const struct info *info, enum fq_status status,
+static int fail_info(struct fq_gguf_reader *reader, const struct info *info, enum fq_status status,
                      const char *format, ...) {
     char fault[200];
     va_list args;
@@ -307,7 +89,7 @@ static int fail_info(struct reader *reader, const struct info *info, enum fq_sta
                    fault);
 }
 
-static int read_type(struct reader *reader, struct info *info, uint64_t number) {
+static int read_type(struct fq_gguf_reader *reader, struct info *info, uint64_t number) {
     const struct tensor_type *type =
         number < TENSOR_TYPE_COUNT ? &tensor_types[number] : &tensor_types[4];
 
@@ -322,7 +104,7 @@ static int read_type(struct reader *reader, struct info *info, uint64_t number) 
 }
 
 /* The bytes of its sizes, which must fit in 63 bits. */
-static int measure(struct reader *reader, struct info *info) {
+static int measure(struct fq_gguf_reader *reader, struct info *info) {
     int64_t bytes = info->type->bytes;
 
     if (info->rank > 0 && info->sizes[0] % info->type->block != 0)
@@ -340,33 +122,34 @@ static int measure(struct reader *reader, struct info *info) {
     return 0;
 }
 
-static int read_info(struct reader *reader, struct info *info, uint64_t number) {
+static int read_info(struct fq_gguf_reader *reader, struct info *info, uint64_t number) {
     uint64_t rank, size, type;
-    struct text text;
+    struct fq_gguf_text text;
     int rc;
 
-    if (!take_text(&reader->cursor, &text))
+    if (!fq_gguf_take_text(&reader->cursor, &text))
         return fq_fail(reader->err, FQ_FORMAT, "%s: the file ends in the name of tensor %" PRIu64,
                        reader->file->name, number);
-    info->name = copy_name(text);
+    info->name = fq_gguf_name(text);
     if (!info->name)
         return fq_fail(reader->err, FQ_FORMAT,
                        "%s: the name of tensor %" PRIu64 " is not 1 to %d bytes of UTF-8",
-                       reader->file->name, number, NAME_BYTES_MAX);
-    if (!take_number(&reader->cursor, 4, &rank))
+                       reader->file->name, number, FQ_GGUF_NAME_BYTES_MAX);
+    if (!fq_gguf_take_number(&reader->cursor, 4, &rank))
         return fail_info(reader, info, FQ_FORMAT, "the file ends in its entry");
     if (rank > RANK_MAX)
         return fail_info(reader, info, FQ_FORMAT, "rank is %" PRIu64 ", at most %d is allowed",
                          rank, RANK_MAX);
     info->rank = (int)rank;
     for (int i = 0; i < info->rank; i++) {
-        if (!take_number(&reader->cursor, 8, &size))
+        if (!fq_gguf_take_number(&reader->cursor, 8, &size))
             return fail_info(reader, info, FQ_FORMAT, "the file ends in its entry");
         if (size < 1 || size > INT64_MAX)
             return fail_info(reader, info, FQ_FORMAT, "size %d is %" PRIu64, i, size);
         info->sizes[i] = (int64_t)size;
     }
-    if (!take_number(&reader->cursor, 4, &type) || !take_number(&reader->cursor, 8, &info->offset))
+    if (!fq_gguf_take_number(&reader->cursor, 4, &type) ||
+        !fq_gguf_take_number(&reader->cursor, 8, &info->offset))
         return fail_info(reader, info, FQ_FORMAT, "the file ends in its entry");
     if ((rc = read_type(reader, info, type)) < 0)
         return rc;
@@ -374,7 +157,7 @@ static int read_info(struct reader *reader, struct info *info, uint64_t number) 
 }
 
 /* In the order of the table each begins where the last one, padded, ended, as llama.cpp wants. */
-static int check_cover(struct reader *reader, const struct info *infos, size_t count) {
+static int check_cover(struct fq_gguf_reader *reader, const struct info *infos, size_t count) {
     uint64_t end = 0, begin = 0, size = reader->cursor.left;
 
     for (size_t i = 0; i < count; i++) {
@@ -402,7 +185,7 @@ static int check_cover(struct reader *reader, const struct info *infos, size_t c
     return 0;
 }
 
-static int append(struct reader *reader, const struct info *info, char *name, uint64_t skip,
+static int append(struct fq_gguf_reader *reader, const struct info *info, char *name, uint64_t skip,
                   int rank) {
     struct fq_gguf *file = reader->file;
     struct fq_checkpoint_tensor *tensor = &file->tensors[file->count];
@@ -422,7 +205,7 @@ static int append(struct reader *reader, const struct info *info, char *name, ui
 }
 
 /* A quantized tensor is a matrix or a stack of them. */
-static int append_matrices(struct reader *reader, const struct info *info) {
+static int append_matrices(struct fq_gguf_reader *reader, const struct info *info) {
     size_t length = strlen(info->name), cut = strlen(".weight");
     int64_t stack = info->rank == 3 ? info->sizes[2] : 1;
     int rc = 0;
@@ -446,7 +229,7 @@ static int append_matrices(struct reader *reader, const struct info *info) {
     return rc;
 }
 
-static int append_all(struct reader *reader, const struct info *infos, size_t count) {
+static int append_all(struct fq_gguf_reader *reader, const struct info *infos, size_t count) {
     uint64_t total = 0;
     int rc = 0;
 
@@ -463,7 +246,7 @@ static int append_all(struct reader *reader, const struct info *infos, size_t co
     return rc;
 }
 
-static int read_tensors(struct reader *reader, const uint8_t *start, uint64_t count) {
+static int read_tensors(struct fq_gguf_reader *reader, const uint8_t *start, uint64_t count) {
     struct info *infos = calloc((size_t)count + 1, sizeof *infos);
     const uint8_t *padding;
     uint64_t past;
@@ -477,7 +260,7 @@ static int read_tensors(struct reader *reader, const uint8_t *start, uint64_t co
     if (rc < 0)
         goto out;
     past = (uint64_t)(reader->cursor.at - start) % reader->alignment;
-    if (past != 0 && !take(&reader->cursor, reader->alignment - past, &padding)) {
+    if (past != 0 && !fq_gguf_take(&reader->cursor, reader->alignment - past, &padding)) {
         if (count > 0) {
             rc = fq_fail(reader->err, FQ_FORMAT, "%s: the file ends before its data",
                          reader->file->name);
@@ -496,16 +279,17 @@ out:
 
 /* ---- the file ----------------------------------------------------------------------------- */
 
-static int read_file(struct reader *reader) {
+static int read_file(struct fq_gguf_reader *reader) {
     const char *name = reader->file->name;
     const uint8_t *start = reader->cursor.at, *magic;
     uint64_t version, tensors, keys;
     int rc;
 
-    if (!take(&reader->cursor, 4, &magic) || memcmp(magic, "GGUF", 4) != 0)
+    if (!fq_gguf_take(&reader->cursor, 4, &magic) || memcmp(magic, "GGUF", 4) != 0)
         return fq_fail(reader->err, FQ_FORMAT, "%s: does not begin with 'GGUF'", name);
-    if (!take_number(&reader->cursor, 4, &version) || !take_number(&reader->cursor, 8, &tensors) ||
-        !take_number(&reader->cursor, 8, &keys))
+    if (!fq_gguf_take_number(&reader->cursor, 4, &version) ||
+        !fq_gguf_take_number(&reader->cursor, 8, &tensors) ||
+        !fq_gguf_take_number(&reader->cursor, 8, &keys))
         return fq_fail(reader->err, FQ_FORMAT, "%s: the file ends in its header", name);
     if (version != VERSION)
         return fq_fail(reader->err, FQ_UNSUPPORTED,
@@ -519,7 +303,7 @@ static int read_file(struct reader *reader) {
         return fq_fail(reader->err, FQ_FORMAT,
                        "%s: %" PRIu64 " tensors do not fit in the %" PRIu64 " bytes left", name,
                        tensors, reader->cursor.left);
-    if ((rc = read_metadata(reader, keys)) < 0)
+    if ((rc = fq_gguf_read_metadata(reader, keys)) < 0)
         return rc;
     return read_tensors(reader, start, tensors);
 }
@@ -527,10 +311,10 @@ static int read_file(struct reader *reader) {
 int fq_gguf_new(const void *bytes, size_t size, const char *name, struct fq_gguf **out,
                 struct fq_error *err) {
     struct fq_gguf *file = calloc(1, sizeof *file);
-    struct reader reader = {.file = file,
-                            .cursor = {.at = bytes, .left = size},
-                            .alignment = ALIGNMENT_DEFAULT,
-                            .err = err};
+    struct fq_gguf_reader reader = {.file = file,
+                                    .cursor = {.at = bytes, .left = size},
+                                    .alignment = ALIGNMENT_DEFAULT,
+                                    .err = err};
     int rc;
 
     if (!file || !(file->name = strdup(name)) || !(file->metadata = json_object())) {
@@ -555,45 +339,4 @@ void fq_gguf_free(struct fq_gguf *file) {
     json_decref(file->metadata);
     free(file->name);
     free(file);
-}
-
-/* ---- config.json -------------------------------------------------------------------------- */
-
-json_t *fq_gguf_config(const struct fq_gguf *file) {
-    static const struct {
-        const char *key, *name; /* "ARCHITECTURE.key", and config.json's name for it */
-    } sizes[] = {
-        {"embedding_length", "hidden_size"},
-        {"block_count", "num_hidden_layers"},
-        {"feed_forward_length", "intermediate_size"},
-        {"attention.head_count", "num_attention_heads"},
-        {"attention.head_count_kv", "num_key_value_heads"},
-        {"attention.key_length", "head_dim"},
-        {"attention.layer_norm_rms_epsilon", "rms_norm_eps"},
-        {"context_length", "max_position_embeddings"},
-        {"rope.freq_base", "rope_theta"},
-        {"vocab_size", "vocab_size"},
-    };
-    const char *model = json_string_value(json_object_get(file->metadata, "general.architecture"));
-    json_t *config = json_object(), *scalars = json_object(), *value;
-    const char *key;
-
-    json_object_foreach(file->metadata, key, value) {
-        if (!json_is_null(value))
-            json_object_set(scalars, key, value);
-    }
-    if (model)
-        json_object_set_new(config, "model_type", json_string(model));
-    for (size_t i = 0; model && i < sizeof sizes / sizeof *sizes; i++) {
-        char name[2 * NAME_BYTES_MAX];
-
-        snprintf(name, sizeof name, "%s.%s", model, sizes[i].key);
-        if ((value = json_object_get(scalars, name)))
-            json_object_set(config, sizes[i].name, value);
-    }
-    if (json_object_set_new(config, "gguf", scalars) < 0) {
-        json_decref(config);
-        return NULL;
-    }
-    return config;
 }

@@ -28,6 +28,7 @@ typedef const struct fq_checkpoint_tensor *const *parts_t;
 struct scheme {
     int bits;
     int64_t group; /* 0: one a row */
+    bool ordered;  /* desc_act: g_idx says which group a column is in, and must be there */
 };
 
 /* One entry of "dynamic": the first that matches a module decides. */
@@ -46,7 +47,7 @@ struct config {
 
 /* ---- configuration ------------------------------------------------------------------------ */
 
-/* Reads bits and group_size where they are there. */
+/* Reads bits, group_size and desc_act where they are there. */
 static int read_scheme(const json_t *json, struct scheme *scheme, struct fq_error *err) {
     const json_t *bits = json_object_get(json, "bits");
     const json_t *group = json_object_get(json, "group_size");
@@ -66,6 +67,8 @@ static int read_scheme(const json_t *json, struct scheme *scheme, struct fq_erro
                        (long long)value, FQ_GROUP_MIN);
     if (group)
         scheme->group = value == -1 ? 0 : value;
+    if (json_object_get(json, "desc_act"))
+        scheme->ordered = json_is_true(json_object_get(json, "desc_act"));
     return 0;
 }
 
@@ -195,7 +198,9 @@ static int64_t columns_of(parts_t parts, int bits) {
 
     if (order && order->rank == 1)
         return order->shape[0];
-    return parts[WEIGHT]->shape[0] > FQ_MATRIX_DIM_MAX ? 0 : parts[WEIGHT]->shape[0] * 32 / bits;
+    if (parts[WEIGHT]->shape[0] > FQ_MATRIX_DIM_MAX)
+        return 0;
+    return bits == 3 ? parts[WEIGHT]->shape[0] / 3 * 32 : parts[WEIGHT]->shape[0] * (32 / bits);
 }
 
 static int describe(const void *opaque, const char *module, parts_t parts,
@@ -220,6 +225,9 @@ static int describe(const void *opaque, const char *module, parts_t parts,
     if ((rc = fq_layout_check_matrix(weight, matrix, err)) < 0)
         return rc;
     groups = fq_matrix_groups(matrix);
+    if (scheme.ordered && groups > 1 && !parts[ORDER])
+        return FQ_TENSOR_FAIL(err, FQ_UNSUPPORTED, weight,
+                              "activation order (desc_act) without a g_idx that tells it");
     if ((rc = fq_layout_check_shape(weight, fq_layout_words(matrix->k, matrix->bits), matrix->n,
                                     matrix, err)) < 0 ||
         (rc = fq_layout_check_shape(zeros, groups, fq_layout_words(matrix->n, matrix->bits), matrix,

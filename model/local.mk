@@ -5,6 +5,7 @@ libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
 	model/compressed-tensors.h model/compressed-tensors-config.c model/compressed-tensors-output.c \
 	model/compressed-tensors-output.h model/convert-checkpoint.c model/convert-checkpoint.h \
 	model/directory.c model/directory.h model/gguf.c model/gguf.h model/gguf-blocks.c \
+	model/gguf-metadata.c model/gguf-reader.h \
 	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
 	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
 	model/quantize-checkpoint.h model/quantize-choose.c model/quantize-choose.h \

@@ -254,15 +254,24 @@ static json_t *ignore_list(const struct fq_plan *plan) {
 }
 
 static json_t *make_config(const struct fq_plan *plan) {
-    struct fq_checkpoint_matrix *packed = calloc(plan->count + 1, sizeof *packed);
+    struct fq_ct_layer *packed = calloc(plan->count + 1, sizeof *packed);
     const json_t *before = fq_checkpoint_config(plan->checkpoint);
     json_t *config = before ? json_copy((json_t *)before) : json_object(); /* or bare weights */
     json_t *quantization = NULL;
     size_t count = 0;
 
-    for (size_t m = 0; packed && m < plan->count; m++)
-        if (!plan->matrices[m].kept_dense)
-            packed[count++] = fq_plan_describe(&plan->matrices[m]);
+    for (size_t m = 0; packed && m < plan->count; m++) {
+        const struct fq_plan_matrix *matrix = &plan->matrices[m];
+
+        if (matrix->kept_dense)
+            continue;
+        packed[count++] = (struct fq_ct_layer){
+            .name = matrix->name,
+            /* one a row is said so, also where K is shorter than a group */
+            .scheme = {.bits = matrix->bits,
+                       .group = matrix->group < matrix->dense.k ? matrix->group : 0,
+                       .symmetric = !matrix->asymmetric}};
+    }
     if (packed)
         quantization = fq_ct_output_config(packed, count, ignore_list(plan));
     free(packed);

@@ -58,6 +58,7 @@ void fuzz_checkpoint(const struct fq_memory_file *files, size_t count) {
     }
     for (size_t i = 0; i < fq_checkpoint_matrix_count(checkpoint); i++)
         read_matrix(checkpoint, i);
+    fuzz_accepted++;
     fq_checkpoint_free(checkpoint);
 }
 

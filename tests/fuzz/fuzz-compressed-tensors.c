@@ -3,6 +3,8 @@
  * is. */
 #include "fuzz.h"
 
+size_t fuzz_accepted;
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fuzz_layout(data, size, "compressed-tensors");
     return 0;

@@ -3,6 +3,8 @@
 #include "checkpoint.h"
 #include "fuzz.h"
 
+size_t fuzz_accepted;
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const struct fq_memory_file file = {"fuzz.gguf", data, size};
 

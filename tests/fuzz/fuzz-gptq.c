@@ -2,6 +2,8 @@
 /* libFuzzer's entry to GPTQ configs and tensors; fuzz.h says what an input is. */
 #include "fuzz.h"
 
+size_t fuzz_accepted;
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fuzz_layout(data, size, "gptq");
     return 0;

@@ -4,6 +4,8 @@
 
 #include "fuzz.h"
 
+size_t fuzz_accepted;
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct fq_message message;
     unsigned fds;
@@ -11,6 +13,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (fq_message_parse(data, size, &message, NULL) == 0) {
         fq_message_fds(&message, &fds, NULL);
         fq_message_fini(&message);
+        fuzz_accepted++;
     }
     return 0;
 }

@@ -17,6 +17,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* How many inputs were accepted: what run-seeds.c holds whole seeds to. */
+extern size_t fuzz_accepted;
+
 struct fq_memory_file;
 
 /* Opens the files, loads every matrix and bias, and touches all of it. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What stands in for libFuzzer where there is no clang: runs the target once for each file of the
- * directories that are named, in a buffer of its exact size, and for each of its beginnings.
+ * directories that are named, in a buffer of its exact size, and for each of its beginnings.  A
+ * whole seed must be accepted, or it would lead a fuzzer nowhere.
  */
 #include "fuzz.h"
 
@@ -21,22 +22,34 @@ static void run(const uint8_t *bytes, size_t size) {
     free(exact);
 }
 
-/* 1 for a file that was run, 0 for what is no file, -1 for one that cannot be read. */
+/* 1 for a file that was run, 0 for what is no file, -1 for one that cannot be read or is refused.
+ */
 static int run_file(int dirfd, const char *name) {
     struct stat status;
     uint8_t *bytes = NULL;
     int result = -1;
     int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC);
 
-    if (fd < 0 || fstat(fd, &status) < 0)
+    if (fd < 0 || fstat(fd, &status) < 0) {
+        perror(name);
         goto out;
+    }
     result = 0;
     if (!S_ISREG(status.st_mode))
         goto out;
     bytes = malloc((size_t)status.st_size + 1);
     result = bytes && read(fd, bytes, (size_t)status.st_size) == status.st_size ? 1 : -1;
-    for (off_t size = status.st_size; result == 1 && size >= 0; size--)
+    if (result < 0)
+        perror(name);
+    for (off_t size = status.st_size; result == 1 && size >= 0; size--) {
+        size_t accepted = fuzz_accepted;
+
         run(bytes, (size_t)size);
+        if (size == status.st_size && fuzz_accepted == accepted) {
+            fprintf(stderr, "%s: the whole seed is refused\n", name);
+            result = -1;
+        }
+    }
 out:
     free(bytes);
     if (fd >= 0)
@@ -58,10 +71,8 @@ int main(int argc, char **argv) {
         while ((entry = readdir(directory))) {
             int result = run_file(dirfd(directory), entry->d_name);
 
-            if (result < 0) {
-                perror(entry->d_name);
+            if (result < 0)
                 return 1;
-            }
             count += result;
         }
         closedir(directory);

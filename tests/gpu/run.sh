@@ -50,7 +50,7 @@ FINEQUANT_HARNESS=$PWD/python FINEQUANT_PYTHON=$PWD/python PYTHONDONTWRITEBYTECO
 export FINEQUANTD FINEQUANT_TEST_BACKEND FINEQUANT_LIBRARY FINEQUANT_HARNESS FINEQUANT_PYTHON
 export PYTHONDONTWRITEBYTECODE
 check device-buffers python3 python/device-buffers.py
-for test in serve refusals quotas lifecycle crashes onecopy malformed; do
+for test in serve checkpoint-formats refusals quotas lifecycle crashes onecopy malformed; do
     check "daemon-$test" python3 "python/$test.py"
 done
 

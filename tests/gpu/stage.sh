@@ -31,7 +31,7 @@ for program in kernels/test-conformance kernels/test-backend kernels/test-synthe
 done
 cp "$build/finequantd" "$stage/bin/"
 mkdir -p "$stage/python"
-cp "$source"/tests/integration/*.py "$source/client/python/finequant.py" \
+cp "$source"/tests/integration/*.py "$source/tests/python/formats.py" "$source/client/python/finequant.py" \
     "$source/tests/gpu/device-buffers.py" "$stage/python/"
 cp "$source/tests/gpu/run.sh" "$source/bench/h200.sh" "$stage/"
 cp -L "$build/.libs/libfinequant.so.0" "$stage/lib/"

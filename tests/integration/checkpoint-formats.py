@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every format a checkpoint may have, served as it is: GEMM against float64 over weights that numpy
-dequantized, and what `finequantctl show` says of them."""
-import json
+dequantized."""
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -13,24 +11,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import formats  # noqa: E402
 from formats import Weight  # noqa: E402
 
-COMMAND = os.path.join(os.environ.get("top_builddir", "."), "finequantctl")
 RANDOM = np.random.default_rng(5)
 
 
-def write(directory, name, tensors, quantization=None, own_file=None):
-    """A checkpoint directory; its path."""
-    path = os.path.join(directory, name)
-    os.makedirs(path)
-    with open(os.path.join(path, "model.safetensors"), "wb") as file:
-        file.write(formats.safetensors(tensors))
-    config = {"model_type": "synthetic"}
-    if quantization and not own_file:
-        config["quantization_config"] = quantization
-    for name, value in (("config.json", config), (own_file, quantization)):
-        if name:
-            with open(os.path.join(path, name), "w", encoding="ascii") as file:
-                json.dump(value, file)
-    return path
+def write(directory, name, *contents):
+    return formats.write_directory(os.path.join(directory, name), *contents)
 
 
 def check(client, model, weights, biases=()):
@@ -194,31 +179,6 @@ def compressed_tensors_of_both_ages_are_served(directory):
     daemon.stop()
 
 
-def the_command_loads_and_shows_them(directory):
-    weight = Weight(RANDOM, 32, 64, 4, 32, False)
-    path = write(directory, "awq", {**formats.awq(weight, "layer"), "layer.bias": bias(32)},
-                 {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True})
-    file_path = os.path.join(directory, "x.gguf")
-    eight = Weight(RANDOM, 8, 32, 8, 32, negative=True)
-    with open(file_path, "wb") as file:
-        file.write(formats.gguf({}, {"q.weight": ("Q8_0", [8, 32], formats.gguf_blocks(eight))}))
-
-    def ctl(*arguments, **how):
-        return subprocess.run([COMMAND, "--socket", daemon.socket, *arguments], check=True,
-                              capture_output=True, text=True, timeout=120, **how).stdout
-    daemon = Daemon(directory)
-    ctl("load", "awq", path)
-    ctl("load", "gguf", "x.gguf", cwd=directory)  # relative to where the command runs
-    heads, row = (line.split() for line in ctl("show", "awq").splitlines())
-    assert dict(zip(heads, row)).items() >= {
-        "TENSOR": "layer", "N": "32", "K": "64", "BITS": "4", "GROUP": "32", "SCALE": "f16", "ZERO": "yes",
-        "BIAS": "yes"}.items(), (heads, row)
-    heads, row = (line.split() for line in ctl("show", "gguf").splitlines())
-    assert dict(zip(heads, row)).items() >= {
-        "TENSOR": "q", "BITS": "8", "GROUP": "channel", "ZERO": "no", "BIAS": "no"}.items(), (heads, row)
-    daemon.stop()
-
-
 def what_is_not_served_is_refused_by_name(directory):
     path = write(directory, "hqq", {"a.qweight": np.zeros((1, 1), np.int32)}, {"quant_method": "hqq"})
     daemon = Daemon(directory)
@@ -237,5 +197,4 @@ def what_is_not_served_is_refused_by_name(directory):
 if __name__ == "__main__":
     main([gptq_is_served, gptq_dynamic_decides_by_the_first_match, awq_is_served,
           gguf_is_served_from_its_file, a_dense_gguf_is_quantized_while_loading,
-          compressed_tensors_of_both_ages_are_served, the_command_loads_and_shows_them,
-          what_is_not_served_is_refused_by_name])
+          compressed_tensors_of_both_ages_are_served, what_is_not_served_is_refused_by_name])

@@ -3,16 +3,20 @@
 import json
 import os
 import subprocess
+import sys
 
 import numpy as np
 from harness import Daemon, Matrix, main, write_checkpoint
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "python"))
+import formats  # noqa: E402
+
 COMMAND = os.path.join(os.environ.get("top_builddir", "."), "finequantctl")
 
 
-def ctl(socket, *arguments):
+def ctl(socket, *arguments, **how):
     done = subprocess.run([COMMAND, "--socket", socket, *arguments], check=False,
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=120, **how)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -38,6 +42,28 @@ def every_command_answers(directory):
     daemon.stop(told=True)
 
 
+def checkpoints_of_other_formats_are_loaded_and_shown(directory):
+    random = np.random.default_rng(6)
+    four, eight = formats.Weight(random, 32, 64, 4, 32, False), formats.Weight(random, 8, 32, 8, 32)
+    path = formats.write_directory(
+        os.path.join(directory, "awq"),
+        {**formats.awq(four, "layer"), "layer.bias": np.ones(32, np.float16)},
+        {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True})
+    with open(os.path.join(directory, "x.gguf"), "wb") as file:
+        file.write(formats.gguf({}, {"q.weight": ("Q8_0", [8, 32], formats.gguf_blocks(eight))}))
+    daemon = Daemon(directory)
+    assert ctl(daemon.socket, "load", "awq", path)[0] == 0
+    # relative to where the command runs
+    assert ctl(daemon.socket, "load", "gguf", "x.gguf", cwd=directory)[0] == 0
+    for model, expected in (("awq", {"TENSOR": "layer", "N": "32", "K": "64", "BITS": "4", "GROUP": "32",
+                                     "SCALE": "f16", "ZERO": "yes", "BIAS": "yes"}),
+                            ("gguf", {"TENSOR": "q", "N": "8", "K": "32", "BITS": "8",
+                                      "GROUP": "channel", "SCALE": "f16", "ZERO": "no", "BIAS": "no"})):
+        heads, row = (line.split() for line in ctl(daemon.socket, "show", model)[1].splitlines())
+        assert expected.items() <= dict(zip(heads, row)).items(), (heads, row)
+    daemon.stop()
+
+
 def failures_have_a_line_and_a_status(directory):
     daemon = Daemon(directory)
     for arguments, expected, word in (
@@ -53,4 +79,5 @@ def failures_have_a_line_and_a_status(directory):
 
 
 if __name__ == "__main__":
-    main([every_command_answers, failures_have_a_line_and_a_status])
+    main([every_command_answers, checkpoints_of_other_formats_are_loaded_and_shown,
+          failures_have_a_line_and_a_status])

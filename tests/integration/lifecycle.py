@@ -28,7 +28,7 @@ def options_are_checked(directory):
     assert check("[finequantd]\nthreads = 3\nmode=0600\nmodel = a=/x\nmemory-budget = 24G\n")[0] == 0
     for text, says in (("\nnothing = 1\n", "line 2"), ("threads = many\n", "threads"),
                        ("[other]\nthreads = 1\n", "[other]"), ("memory-budget = 3X\n", "3X"),
-                       ("model = a\n", "NAME=DIR"), ("allow-users = nobody-such\n", "nobody-such"),
+                       ("model = a\n", "NAME=PATH"), ("allow-users = nobody-such\n", "nobody-such"),
                        ("log-level = loud\n", "loud"), ("mode = 0999\n", "0999"),
                        ("max-inflight = 0\n", "max-inflight"), ("help = 1\n", "help")):
         status, _, errors = check(text)

@@ -121,6 +121,21 @@ def safetensors(tensors):
     return struct.pack("<Q", len(text)) + text + b"".join(blobs)
 
 
+def write_directory(path, tensors, quantization=None, own_file=None, config=()):
+    """A checkpoint directory, with its quantization in config.json or in a file of its own; the path."""
+    os.makedirs(path)
+    with open(os.path.join(path, "model.safetensors"), "wb") as file:
+        file.write(safetensors(tensors))
+    config = {"model_type": "synthetic", **dict(config)}
+    if quantization and not own_file:
+        config["quantization_config"] = quantization
+    for name, value in (("config.json", config), (own_file, quantization)):
+        if name:
+            with open(os.path.join(path, name), "w", encoding="ascii") as file:
+                json.dump(value, file)
+    return path
+
+
 def gguf_string(text):
     raw = text.encode() if isinstance(text, str) else text
     return struct.pack("<Q", len(raw)) + raw

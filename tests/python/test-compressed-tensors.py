@@ -16,6 +16,7 @@ import formats  # noqa: E402
 
 try:
     import torch
+    import transformers
     import compressed_tensors
     from compressed_tensors.compressors import PackedQuantizationCompressor, pack_quantized
     from compressed_tensors.quantization import QuantizationConfig
@@ -68,14 +69,6 @@ def as_numpy(tensor):
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def write(path, tensors, config):
-    os.mkdir(path)
-    with open(os.path.join(path, "model.safetensors"), "wb") as file:
-        file.write(formats.safetensors(tensors))
-    with open(os.path.join(path, "config.json"), "w", encoding="ascii") as file:
-        json.dump(config, file)
-
-
 def run(*arguments):
     subprocess.run([PROGRAM, *arguments, "--quiet"], check=True)
 
@@ -106,7 +99,7 @@ def what_it_packs_we_write_again(work):
             source, out = (os.path.join(work, f"{count}{end}") for end in ("", "-out"))
             count += 1
             tensors = {f"m.{name}": as_numpy(value) for name, value in state.items()}
-            write(source, tensors, {"quantization_config": config_of(scheme)})
+            formats.write_directory(source, tensors, config_of(scheme))
             run("convert", source, out)
             config, ours = formats.read_checkpoint(out)
             assert sorted(ours) == sorted(tensors), (scheme, sorted(ours))
@@ -127,9 +120,8 @@ def what_gptq_and_awq_become_it_unpacks(work):
         source, out = (os.path.join(work, f"{method}{count}{end}") for end in ("", "-out"))
         count += 1
         tensors = formats.gptq(weight, "m") if method == "gptq" else formats.awq(weight, "m")
-        write(source, tensors, {"quantization_config": {
-            "quant_method": method, "bits": bits, "group_size": 64,
-            **({"zero_point": True} if method == "awq" else {})}})
+        formats.write_directory(source, tensors, {"quant_method": method, "bits": bits, "group_size": 64,
+                                                  **({"zero_point": True} if method == "awq" else {})})
         run("convert", source, out)
         config, ours = formats.read_checkpoint(out)
         codes, zeros = unpacked_by_the_package(config, ours, "m")
@@ -144,9 +136,9 @@ def what_gptq_and_awq_become_it_unpacks(work):
 def what_we_quantize_it_unpacks(work):
     random = np.random.default_rng(9)
     source = os.path.join(work, "dense")
-    write(source, {"a.weight": random.standard_normal((N, K)).astype(np.float32),
-                   "b.weight": random.standard_normal((N, 2 * K)).astype(np.float16)},
-          {"model_type": "test"})
+    formats.write_directory(source, {
+        "a.weight": random.standard_normal((N, K)).astype(np.float32),
+        "b.weight": random.standard_normal((N, 2 * K)).astype(np.float16)})
     count = 0
     for bits in ("8", "4", "3"):
         for group in ("32", "channel"):
@@ -173,11 +165,43 @@ def what_we_quantize_it_unpacks(work):
     return f"{count} matrices"
 
 
+def a_converted_model_runs_in_transformers(work):
+    """GPTQ with two widths → ours → transformers: the logits are those of the dequantized weights.
+    Symmetric, since these versions do not take zero points back that they wrote themselves."""
+    random = np.random.default_rng(3)
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                                      num_attention_heads=4, num_key_value_heads=4, vocab_size=100,
+                                      max_position_embeddings=64)
+    model = transformers.LlamaForCausalLM(config)
+    tensors, dense = {}, {}
+    for name, value in model.state_dict().items():
+        tensors[name] = dense[name] = value.float().numpy()
+        if name.endswith("proj.weight"):
+            weight = formats.Weight(random, *value.shape, 8 if "down_proj" in name else 4, 32)
+            weight.scales = (weight.scales * np.float16(0.1)).astype(np.float16)
+            del tensors[name]
+            tensors.update(formats.gptq(weight, name[:-len(".weight")]))
+            dense[name] = weight.weights.astype(np.float32)
+    source, out = os.path.join(work, "llama"), os.path.join(work, "llama-out")
+    formats.write_directory(source, tensors, {
+        "quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {"+:.*down_proj": {"bits": 8}}},
+        None, json.loads(config.to_json_string()))
+    run("convert", source, out)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in dense.items()})
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        ours, theirs = loaded(tokens).logits, model(tokens).logits
+    assert torch.equal(ours, theirs), (ours - theirs).abs().max()
+    return f"transformers {transformers.__version__}, {ours.numel()} logits"
+
+
 def main():
     print(f"compressed-tensors {compressed_tensors.__version__}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as work:
         for test in (what_it_packs_we_write_again, what_gptq_and_awq_become_it_unpacks,
-                     what_we_quantize_it_unpacks):
+                     what_we_quantize_it_unpacks, a_converted_model_runs_in_transformers):
             print("ok", test.__name__, test(work))
 
 

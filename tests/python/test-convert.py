@@ -29,16 +29,9 @@ def convert(source, out, *options):
 
 
 def write(path, tensors, quantization, own_file=None):
-    os.makedirs(path)
-    with open(os.path.join(path, "model.safetensors"), "wb") as file:
-        file.write(formats.safetensors(tensors))
-    config = {"model_type": "test", "eps": 1e-12}
-    if not own_file:
-        config["quantization_config"] = quantization
-    for name, value in (("config.json", config), (own_file, quantization), ("tokenizer.json", {"a": 1})):
-        if name:
-            with open(os.path.join(path, name), "w", encoding="ascii") as file:
-                json.dump(value, file)
+    formats.write_directory(path, tensors, quantization, own_file, {"eps": 1e-12})
+    with open(os.path.join(path, "tokenizer.json"), "w", encoding="ascii") as file:
+        file.write("{}")
 
 
 def check(source, out, weights, others, *options):
@@ -83,7 +76,7 @@ def from_gptq(work):
                 "checkpoint_format": "gptq" if version == 1 else "gptq_v2"}, own_file)
             config, report = check(source, out, weights, {**OTHERS, "b.bias": tensors["b.bias"]})
             assert report["format"] == "gptq" and config["eps"] == 1e-12
-            # several schemes: each by its names
+            # several are said by name
             targets = [g["targets"] for g in config["quantization_config"]["config_groups"].values()]
             assert sorted(targets) == [["a"], ["b", "c"]], targets
             assert sorted(os.listdir(out)) == ["config.json", "model.safetensors", "tokenizer.json"]
@@ -98,6 +91,13 @@ def from_awq(work):
     write(source, tensors, {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True,
                             "version": "gemm"})
     check(source, out, weights, OTHERS)
+    del weights["m.True"]
+    source, out = os.path.join(work, "awq-one"), os.path.join(work, "awq-one-out")
+    write(source, formats.awq(weights["m.False"], "m.False"),
+          {"quant_method": "awq", "bits": 4, "group_size": 32})
+    config, _ = check(source, out, weights, {})
+    group, = config["quantization_config"]["config_groups"].values()
+    assert group["targets"] == ["Linear"] and not group["weights"]["symmetric"], group
 
 
 def from_gguf(work):
@@ -150,6 +150,26 @@ def from_compressed_tensors(work):
                 assert one.read() == two.read(), name
 
 
+def names_go_before_patterns_before_the_class(work):
+    weights = {"a": Weight(RANDOM, 8, 96, 8, 32), "layers.0": Weight(RANDOM, 8, 96, 4, 32),
+               "layers.1": Weight(RANDOM, 8, 96, 3, 16), "layers.10": Weight(RANDOM, 8, 96, 4, 32)}
+    tensors = {}
+    for name, weight in weights.items():
+        tensors.update(formats.compressed_tensors(weight, name))
+
+    def group(bits, size, *targets):
+        return {"targets": targets, "weights": {"num_bits": bits, "strategy": "group", "group_size": size}}
+    source = os.path.join(work, "precedence")
+    write(source, tensors, {"quant_method": "compressed-tensors", "format": "pack-quantized",
+                            "config_groups": {"class": group(8, 32, "Linear"),
+                                              "pattern": group(4, 32, "re:layers"),
+                                              "late": group(8, 64, "re:layers.0"),
+                                              "name": group(3, 16, "x", "layers.1"),
+                                              "again": group(8, 16, "layers.1")},
+                            "ignore": ["b", "re:.*head"]})
+    check(source, source + "-out", weights, {})
+
+
 def refusals_leave_nothing(work):
     before = sorted(os.listdir(work))
     dense = os.path.join(work, "dense")
@@ -173,7 +193,8 @@ def refusals_leave_nothing(work):
 
 def main():
     with tempfile.TemporaryDirectory() as work:
-        for test in (from_gptq, from_awq, from_gguf, from_compressed_tensors, refusals_leave_nothing):
+        for test in (from_gptq, from_awq, from_gguf, from_compressed_tensors,
+                     names_go_before_patterns_before_the_class, refusals_leave_nothing):
             test(work)
             print("ok", test.__name__)
 

@@ -178,6 +178,8 @@ def compressed_tensors_cases():
                     ("has 12 columns, 8 bits with K = 96 need 24",), weights={"num_bits": 8})
     yield by_tensor("no scale", "m.weight_scale", None, ("has no weight_scale",),
                     at_fault="m.weight_packed")
+    yield by_tensor("no codes", "m.weight_packed", None, ("has no weight_packed",),
+                    at_fault="m.weight_scale")
     yield by_tensor("no shape", "m.weight_shape", None, ("has no weight_shape",),
                     at_fault="m.weight_packed")
     yield by_tensor("no zero points", "m.weight_zero_point", None, ("has no weight_zero_point",),
@@ -235,6 +237,7 @@ def gptq_cases():
                     dynamic={"-:m": {}})
     yield by_tensor("no scales", "m.scales", None, ("has no scales",), at_fault="m.qweight")
     yield by_tensor("no zero points", "m.qzeros", None, ("has no qzeros",), at_fault="m.qweight")
+    yield by_tensor("no codes", "m.qweight", None, ("has no qweight",), at_fault="m.qzeros")
     yield by_tensor("codes are floats", "m.qweight", np.ones((12, 64), np.float32), ("is F32",))
     yield by_tensor("too few rows", "m.qweight", good["m.qweight"][:-1].copy(),
                     ("is [11, 64], must be [12, 64]",))
@@ -250,6 +253,8 @@ def gptq_cases():
     yield by_tensor("scales of rank 1", "m.scales", np.ones(64, np.float16), ("is of rank 1",))
     yield by_tensor("activation order", "m.g_idx", good["m.g_idx"][::-1].copy(),
                     ("activation order", "column 0 is in group 2"), UNSUPPORTED)
+    yield by_tensor("activation order that is not told", "m.g_idx", None, ("activation order (desc_act)",),
+                    UNSUPPORTED, at_fault="m.qweight", desc_act=True)
     yield by_tensor("group that is not there", "m.g_idx", np.full(96, 7, np.int32),
                     ("column 0 is in group 7",), UNSUPPORTED)
     yield by_tensor("g_idx of I64", "m.g_idx", good["m.g_idx"].astype(np.int64), ("is not I32 of [96]",))
