@@ -44,7 +44,7 @@ def write_checkpoint(directory, tensors, **config):
     os.mkdir(directory)
     write_safetensors(os.path.join(directory, "model.safetensors"), tensors)
     with open(os.path.join(directory, "config.json"), "w") as file:
-        json.dump({"model_type": "test", **config}, file)
+        json.dump({"model_type": "test"} | config, file)
 
 
 def read_checkpoint(path):

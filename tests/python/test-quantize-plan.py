@@ -252,6 +252,14 @@ def check_rules(work, random):
         name = f"model.layers.0.mlp.experts.{e}.up_proj"
         assert abs(errors[name] - relative(fused[e, 32:], found[name][3])) < 1e-9
 
+    transposed = os.path.join(work, "rules-llama4")  # its experts are [E, K, N]
+    write_checkpoint(transposed, tensors, model_type="llama4")
+    quantize(transposed, transposed + "-out")
+    assert sorted(matrices_of(transposed + "-out")) == sorted(attention)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    assert np.array_equal(read_checkpoint(transposed + "-out")[name], tensors[name])
+    assert name in read_quantization(transposed + "-out")["ignore"]
+
     cases = {
         ("--exclude", "*.o_proj"): set(found) - {n for n in found if n.endswith("o_proj")},
         ("--exclude", "*", "--include", "*.layers.1.*proj"): {n for n in found if ".1.self" in n},
