@@ -3,7 +3,8 @@
 # finequant-quantize: one file a subcommand.
 bin_PROGRAMS += finequant-quantize
 finequant_quantize_SOURCES = cli/finequant-quantize.c cli/quantize-cli.h cli/quantize-options.c \
-	cli/quantize-run.c cli/quantize-convert.c cli/quantize-inspect.c
+	cli/quantize-convert.c cli/quantize-copy.c cli/quantize-inspect.c cli/quantize-inspect.h \
+	cli/quantize-report.c cli/quantize-report.h cli/quantize-run.c cli/quantize-svg.c
 finequant_quantize_CPPFLAGS = $(AM_CPPFLAGS) $(JANSSON_CFLAGS)
 finequant_quantize_LDADD = $(MODEL_LIBS) $(JANSSON_LIBS)
 # finequant-bench: one file a subcommand.

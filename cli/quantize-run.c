@@ -1,38 +1,45 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * finequant-quantize IN OUT: its options, progress and summary;
- * model/quantize-checkpoint.c does the work.
+ * finequant-quantize IN OUT: its options and the summary; what it tells while it
+ * works is quantize-report.c's, and model/quantize-checkpoint.c does the work.
  */
-#include "quantize-cli.h"
+#include "quantize-report.h"
 
-#include "quantize-checkpoint.h"
+#include "quantize-cli.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define SHARD_BYTES_DEFAULT ((uint64_t)5000000000)
+/* An ordinary matrix gains 4 to 10 percent with each halving, see the README's table. */
+#define ALPHA_DEFAULT     0.02
+#define MIN_GROUP_DEFAULT 16
+#define RULES_MAX         256
 
-static struct command {
-    struct fq_quantize_options quantize;
-    const char *in, *out;
-    bool json, quiet, terminal;
-    json_t *matrices; /* of --json, else NULL */
-} command = {
-    .quantize = {.bits = 4, .group = 64, .shard_bytes = SHARD_BYTES_DEFAULT},
+static struct fq_quantize_rule rules[RULES_MAX];
+static struct quantize_report report;
+static bool compare_copy;
+
+static struct fq_quantize_options quantize = {
+    .group = FQ_QUANTIZE_GROUP_AUTO,
+    .min_group = MIN_GROUP_DEFAULT,
+    .alpha = ALPHA_DEFAULT,
+    .method = {.scale = FQ_SCALE_MSE},
+    .rules = rules,
+    .shard_bytes = SHARD_BYTES_DEFAULT,
+    .context = &report,
 };
 
-/* int64_t: 0 for "channel". */
-static bool parse_group(const char *text, void *value) {
+/* ---- parsers ------------------------------------------------------------------------------ */
+
+/* A multiple of 16; int64_t. */
+static bool parse_multiple(const char *text, void *value) {
     char *end;
     long long group;
 
-    *(int64_t *)value = 0;
-    if (strcmp(text, "channel") == 0)
-        return true;
     errno = 0;
     group = strtoll(text, &end, 10);
     *(int64_t *)value = group;
@@ -40,118 +47,147 @@ static bool parse_group(const char *text, void *value) {
            group <= 1 << 24;
 }
 
+/* int64_t: 0 for "channel". */
+static bool parse_fixed_group(const char *text, void *value) {
+    *(int64_t *)value = 0;
+    return strcmp(text, "channel") == 0 || parse_multiple(text, value);
+}
+
+static bool parse_group(const char *text, void *value) {
+    *(int64_t *)value = FQ_QUANTIZE_GROUP_AUTO;
+    return strcmp(text, "auto") == 0 || parse_fixed_group(text, value);
+}
+
+static bool parse_fraction(const char *text, void *value) {
+    char *end;
+
+    *(double *)value = strtod(text, &end);
+    return *text && !*end && *(double *)value >= 0 && *(double *)value < 1;
+}
+
+static bool parse_width(const char *text, void *value) {
+    char *end;
+
+    *(double *)value = strtod(text, &end);
+    return *text && !*end && *(double *)value > 0 && *(double *)value <= 16;
+}
+
+static bool parse_scale(const char *text, void *value) {
+    *(enum fq_scale_rule *)value = strcmp(text, "mse") == 0 ? FQ_SCALE_MSE : FQ_SCALE_ABSMAX;
+    return strcmp(text, "mse") == 0 || strcmp(text, "absmax") == 0;
+}
+
+static struct fq_quantize_rule *add_rule(const char *text) {
+    if (*text == '\0' || quantize.rule_count == RULES_MAX)
+        return NULL;
+    rules[quantize.rule_count].pattern = text;
+    return &rules[quantize.rule_count++];
+}
+
+static bool parse_include(const char *text, void *value) {
+    struct fq_quantize_rule *rule = add_rule(text);
+
+    (void)value;
+    if (rule)
+        rule->kind = FQ_RULE_INCLUDE;
+    return rule != NULL;
+}
+
+static bool parse_exclude(const char *text, void *value) {
+    struct fq_quantize_rule *rule = add_rule(text);
+
+    (void)value;
+    if (rule)
+        rule->kind = FQ_RULE_EXCLUDE;
+    return rule != NULL;
+}
+
+/* GLOB=bits,group: the text is cut up in place, it is the command line's. */
+static bool parse_override(const char *text, void *value) {
+    struct fq_quantize_rule *rule = add_rule(text);
+    char *equals = strrchr(text, '='), *comma = equals ? strchr(equals, ',') : NULL;
+
+    (void)value;
+    if (!rule || !comma || equals == text)
+        return false;
+    *comma = '\0';
+    if (!quantize_parse_bits(equals + 1, &rule->bits) ||
+        !parse_fixed_group(comma + 1, &rule->group)) {
+        *comma = ','; /* for the message */
+        return false;
+    }
+    *equals = '\0';
+    rule->kind = FQ_RULE_OVERRIDE;
+    return true;
+}
+
 static const struct quantize_option options[] = {
-    {"bits", 'b', "N", "8, 4 or 3 bits a weight (default: 4)", "are 8, 4 and 3",
-     quantize_parse_bits, &command.quantize.bits},
-    {"group", 'g', "G", "weights that share a scale: a multiple of 16, or 'channel' (default: 64)",
-     "are multiples of 16 to 16777216, and 'channel'", parse_group, &command.quantize.group},
-    {"shard-size", 's', "SIZE", "begin a new file at this size, as 5000000000 or 5G (default: 5G)",
-     "is a number of bytes, or one with K, M, G or T", quantize_parse_size,
-     &command.quantize.shard_bytes},
+    {"bits", 'b', "N", "8, 4 or 3 bits a weight (default: 4; under a budget: as it allows)",
+     "are 8, 4 and 3", quantize_parse_bits, &quantize.bits},
+    {"group", 'g', "G",
+     "weights that share a scale: a multiple of 16, 'channel', or 'auto' (default)",
+     "are multiples of 16 to 16777216, 'channel' and 'auto'", parse_group, &quantize.group},
+    {"alpha", 'a', "X", "auto: halve while the error falls by this part (default: 0.02)",
+     "is 0 to below 1", parse_fraction, &quantize.alpha},
+    {"min-group", 0, "G", "auto: never under this (default: 16)", "are multiples of 16 to 16777216",
+     parse_multiple, &quantize.min_group},
+    {"budget", 'B', "SIZE", "choose bits and group of each matrix so that all tensors fit in SIZE",
+     "is a number of bytes, or one with K, M, G or T", quantize_parse_size, &quantize.budget},
+    {"bits-per-weight", 'w', "X", "the same for an average over the quantized weights, with scales",
+     "is a number to 16", parse_width, &quantize.bits_per_weight},
+    {"scale", 0, "RULE", "'mse', which searches (default), or 'absmax', the paper's",
+     "are mse and absmax", parse_scale, &quantize.method.scale},
+    {"asymmetric", 0, NULL, "zero points for the matrices where they pay", NULL,
+     quantize_parse_flag, &quantize.method.asymmetric},
+    {"include", 0, "GLOB", "quantize what matches; of these and --exclude the last one decides",
+     "are up to 256 patterns, not empty", parse_include, NULL},
+    {"exclude", 0, "GLOB", "keep what matches dense", "are up to 256 patterns, not empty",
+     parse_exclude, NULL},
+    {"override", 0, "GLOB=N,G", "N bits and group G for what matches",
+     "is GLOB=bits,group, with 8, 4 or 3, and a multiple of 16 or 'channel'", parse_override, NULL},
+    {"allow-nonfinite", 0, NULL, "take NaN as 0 and infinities as the row's largest", NULL,
+     quantize_parse_flag, &quantize.method.allow_nonfinite},
+    {"shard-size", 's', "SIZE", "begin a new file at this size (default: 5G)",
+     "is a number of bytes, or one with K, M, G or T", quantize_parse_size, &quantize.shard_bytes},
+    {"dry-run", 'n', NULL, "print the plan and the sizes, write nothing", NULL, quantize_parse_flag,
+     &quantize.dry_run},
+    {"explain", 'e', NULL, "print why each matrix gets its bits and group", NULL,
+     quantize_parse_flag, &report.explain},
+    {"compare-copy", 0, NULL, "measure a plain copy's rate afterwards, beside our own", NULL,
+     quantize_parse_flag, &compare_copy},
     {"json", 'j', NULL, "print a summary as JSON on standard output", NULL, quantize_parse_flag,
-     &command.json},
-    {"quiet", 'q', NULL, "print no progress", NULL, quantize_parse_flag, &command.quiet},
+     &report.json},
+    {"quiet", 'q', NULL, "print neither progress nor summary", NULL, quantize_parse_flag,
+     &report.quiet},
     {0},
 };
 
-/* ---- progress and summary ----------------------------------------------------------------- */
-
-static void print_bar(const struct fq_quantized_layer *layer, size_t done, size_t total) {
-    char bar[31];
-    size_t filled = done * (sizeof bar - 1) / total;
-
-    memset(bar, '.', sizeof bar - 1);
-    memset(bar, '#', filled);
-    bar[sizeof bar - 1] = '\0';
-    fprintf(stderr, "\r\033[K[%s] %zu/%zu %.60s%s", bar, done, total, layer->name,
-            done == total ? "\n" : "");
-}
-
-static void print_line(const struct fq_quantized_layer *layer, size_t done, size_t total) {
-    if (layer->kept_dense)
-        fprintf(stderr,
-                "[%zu/%zu] %s %" PRId64 "x%" PRId64
-                ": kept dense, 3-bit rows of this length are ambiguous\n",
-                done, total, layer->name, layer->n, layer->k);
-    else
-        fprintf(stderr,
-                "[%zu/%zu] %s %" PRId64 "x%" PRId64 ": %" PRIu64 " -> %" PRIu64
-                " bytes, error %.4f\n",
-                done, total, layer->name, layer->n, layer->k, layer->bytes_before,
-                layer->bytes_after, layer->error);
-}
-
-static int progress(void *context, const struct fq_quantized_layer *layer, size_t done,
-                    size_t total) {
-    (void)context;
-    if (command.matrices)
-        json_array_append_new(
-            command.matrices,
-            layer->kept_dense
-                ? json_pack("{s:s, s:I, s:I, s:b}", "name", layer->name, "n", (json_int_t)layer->n,
-                            "k", (json_int_t)layer->k, "kept_dense", 1)
-                : json_pack("{s:s, s:I, s:I, s:b, s:i, s:I, s:I, s:I, s:f}", "name", layer->name,
-                            "n", (json_int_t)layer->n, "k", (json_int_t)layer->k, "kept_dense", 0,
-                            "bits", layer->bits, "group", (json_int_t)layer->group, "bytes_before",
-                            (json_int_t)layer->bytes_before, "bytes_after",
-                            (json_int_t)layer->bytes_after, "error", layer->error));
-    if (!command.quiet && command.terminal)
-        print_bar(layer, done, total);
-    else if (!command.quiet)
-        print_line(layer, done, total);
-    return quantize_interrupted();
-}
-
-static double bits_per_weight(const struct fq_quantize_summary *summary) {
-    return (double)summary->bytes_after * 8 / (double)summary->weights;
-}
-
-static int print_json(const struct fq_quantize_summary *summary, struct fq_error *err) {
-    json_t *json = json_pack(
-        "{s:s, s:s, s:i, s:o, s:I, s:I, s:f, s:I, s:I, s:O}", "input", command.in, "output",
-        command.out, "bits", command.quantize.bits, "group",
-        command.quantize.group ? json_integer(command.quantize.group) : json_string("channel"),
-        "bytes_before", (json_int_t)summary->bytes_before, "bytes_after",
-        (json_int_t)summary->bytes_after, "bits_per_weight", bits_per_weight(summary),
-        "tensor_bytes_before", (json_int_t)summary->tensors_before, "tensor_bytes_after",
-        (json_int_t)summary->tensors_after, "matrices", command.matrices);
-
-    if (!json)
-        return fq_fail(err, FQ_INVALID, "done, but IN or OUT is not UTF-8, which JSON needs");
-    json_dumpf(json, stdout, JSON_INDENT(2));
-    putchar('\n');
-    json_decref(json);
+static int check(struct fq_error *err) {
+    if (quantize.budget && quantize.bits_per_weight > 0)
+        return fq_fail(err, FQ_USAGE, "--budget and --bits-per-weight say the same: give one");
     return 0;
-}
-
-static void print_summary(const struct fq_quantize_summary *summary) {
-    printf("%s: %zu layers quantized to %d bits, %.2f bits a weight with scales\n"
-           "quantized weights %.1f -> %.1f MB, all tensors %.1f -> %.1f MB\n",
-           command.out, summary->layers - summary->kept_dense, command.quantize.bits,
-           bits_per_weight(summary), (double)summary->bytes_before / 1e6,
-           (double)summary->bytes_after / 1e6, (double)summary->tensors_before / 1e6,
-           (double)summary->tensors_after / 1e6);
-    if (summary->kept_dense > 0)
-        printf("%zu layers kept dense: 3-bit rows of their length are ambiguous\n",
-               summary->kept_dense);
 }
 
 static int run(char **arguments, struct fq_error *err) {
     struct fq_quantize_summary summary;
-    int rc;
+    int rc = check(err);
 
-    command.in = arguments[0];
-    command.out = arguments[1];
-    command.terminal = isatty(STDERR_FILENO);
-    command.matrices = command.json ? json_array() : NULL;
-    command.quantize.progress = progress;
+    if (rc < 0)
+        return rc;
+    quantize_report_begin(&report, arguments[0], arguments[1]);
+    report.plan = quantize.dry_run;
+    quantize.progress = quantize_report_progress;
+    quantize.explain = report.explain ? quantize_report_explain : NULL;
+    quantize.problem = quantize_report_problem;
     quantize_catch_signals();
-    rc = fq_quantize_checkpoint(command.in, command.out, &command.quantize, &summary, err);
-    if (rc == 0 && command.json)
-        rc = print_json(&summary, err);
-    else if (rc == 0 && !command.quiet)
-        print_summary(&summary);
-    json_decref(command.matrices);
+    rc = fq_quantize_checkpoint(arguments[0], arguments[1], &quantize, &summary, err);
+    if (rc == 0)
+        rc = quantize_report_end(&report, &quantize, &summary, err);
+    else if (rc == -FQ_CANCELLED && !quantize.dry_run)
+        fq_fail_in(err, "%.200s.partial is kept, the same command goes on", arguments[1]);
+    if (rc == 0 && compare_copy && !quantize.dry_run)
+        rc = quantize_report_copy(&report, &summary, err);
+    quantize_report_fini(&report);
     return rc;
 }
 
@@ -159,9 +195,9 @@ const struct quantize_command quantize_checkpoint = {
     .name = "",
     .arguments = "IN OUT",
     .argument_count = 2,
-    .help =
-        "Quantize the linear layers of the Hugging Face checkpoint in the directory IN and write\n"
-        "the result as a new directory OUT, which finequantd, vLLM and transformers can load",
+    .help = "Quantize the linear layers of the Hugging Face checkpoint in the directory IN and "
+            "write\nthe result as a new directory OUT, which finequantd, vLLM and transformers can "
+            "load",
     .options = options,
     .run = run,
 };

@@ -5,9 +5,11 @@
 #include "directory.h"
 #include "safetensors.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct item {
     struct fq_checkpoint_tensor tensor; /* name owned, data unset */
@@ -101,6 +103,26 @@ static void shard_name(const struct fq_checkpoint_writer *writer, size_t shard, 
         snprintf(name, 64, FQ_SINGLE_FILE);
     else
         snprintf(name, 64, "model-%05zu-of-%05zu.safetensors", shard + 1, writer->shards);
+}
+
+static bool is_there(const struct fq_checkpoint_writer *writer, size_t shard) {
+    char name[64];
+
+    shard_name(writer, shard, name);
+    return faccessat(writer->output->fd, name, F_OK, 0) == 0;
+}
+
+bool fq_checkpoint_writer_has(const struct fq_checkpoint_writer *writer, size_t i) {
+    size_t shard = writer->items[i].shard;
+
+    return !(writer->open && writer->open_shard == shard) && is_there(writer, shard);
+}
+
+size_t fq_checkpoint_writer_shards(const struct fq_checkpoint_writer *writer, size_t *found) {
+    *found = 0;
+    for (size_t shard = 0; shard < writer->shards; shard++)
+        *found += is_there(writer, shard);
+    return writer->shards;
 }
 
 /* The largest elements first, which keeps every tensor aligned. */

@@ -32,6 +32,11 @@ int fq_checkpoint_writer_write(struct fq_checkpoint_writer *writer, size_t i, co
 /* Ends the last shard and writes the index, where there are several. */
 int fq_checkpoint_writer_finish(struct fq_checkpoint_writer *writer, struct fq_error *err);
 
+/* Whether the shard of tensor i is there from an earlier run, so that none of it is to be written;
+ * once all tensors were added. */
+bool fq_checkpoint_writer_has(const struct fq_checkpoint_writer *writer, size_t i);
+/* How many shards there will be, and how many of them are there. */
+size_t fq_checkpoint_writer_shards(const struct fq_checkpoint_writer *writer, size_t *found);
 /* Bytes of all tensors that were added. */
 uint64_t fq_checkpoint_writer_bytes(const struct fq_checkpoint_writer *writer);
 

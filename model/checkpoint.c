@@ -143,12 +143,16 @@ static bool is_conv1d(const char *name) {
            strcmp(last, "c_fc") == 0 || strcmp(last, "q_attn") == 0;
 }
 
+bool fq_checkpoint_is_transposed(const struct fq_checkpoint *checkpoint, const char *layer) {
+    return checkpoint->conv1d && is_conv1d(layer);
+}
+
 static bool is_dense_linear(const struct fq_checkpoint *checkpoint, const char *layer,
                             const struct fq_checkpoint_tensor *weight) {
     return weight->rank == 2 && float_dtype(weight) && weight->shape[0] >= 1 &&
            weight->shape[1] >= 1 && weight->shape[0] <= FQ_MATRIX_DIM_MAX &&
            weight->shape[1] <= FQ_MATRIX_DIM_MAX && !is_table(checkpoint, layer) &&
-           !(checkpoint->conv1d && is_conv1d(layer));
+           !fq_checkpoint_is_transposed(checkpoint, layer);
 }
 
 static void describe_dense(const struct fq_checkpoint *checkpoint, struct layer *layer) {
@@ -533,6 +537,7 @@ int fq_checkpoint_dense(const struct fq_checkpoint *checkpoint, size_t i, struct
 
 int fq_checkpoint_load(struct fq_checkpoint *checkpoint, size_t i, struct fq_loaded_matrix *out,
                        struct fq_error *err) {
+    static const struct fq_quantize_method method = {.scale = FQ_SCALE_ABSMAX};
     const struct layer *layer = &checkpoint->layers[i];
     struct fq_error local;
     struct fq_dense dense;
@@ -544,7 +549,7 @@ int fq_checkpoint_load(struct fq_checkpoint *checkpoint, size_t i, struct fq_loa
         return checkpoint->layout->load(checkpoint->config, layer->parts, &layer->public, out, err);
     fq_checkpoint_dense(checkpoint, i, &dense);
     out->matrix = layer->public.matrix;
-    rc = fq_quantize(&dense, &out->matrix, &out->owned, err);
+    rc = fq_quantize(&dense, &method, &out->matrix, &out->owned, NULL, err);
     if (rc < 0)
         fq_fail_in(err, "%s: tensor '%.200s'", layer->weight->file, layer->weight->name);
     return rc;

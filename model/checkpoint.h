@@ -94,6 +94,8 @@ int fq_checkpoint_dense(const struct fq_checkpoint *checkpoint, size_t i, struct
 /* The bias of matrix i as float32 into out[n].  -FQ_NOT_FOUND without one. */
 int fq_checkpoint_bias(struct fq_checkpoint *checkpoint, size_t i, float *out,
                        struct fq_error *err);
+/* Whether a layer of that name is stored as [K, N], as GPT-2's Conv1D layers are. */
+bool fq_checkpoint_is_transposed(const struct fq_checkpoint *checkpoint, const char *layer);
 /* Tells the kernel that the pages of matrix i will not be needed again soon. */
 void fq_checkpoint_drop(struct fq_checkpoint *checkpoint, size_t i);
 void fq_checkpoint_drop_tensor(const struct fq_checkpoint_tensor *tensor); /* the same of one */

@@ -8,16 +8,38 @@ libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
 	model/gguf-metadata.c model/gguf-reader.h \
 	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
 	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
-	model/quantize-checkpoint.h model/quantize.c model/quantize.h model/safetensors.c \
+	model/quantize-checkpoint.h model/quantize-choose.c model/quantize-choose.h \
+	model/quantize-decide.c model/quantize-plan.c model/quantize-plan.h \
+	model/quantize.c model/quantize.h model/quantize-kernel.h \
+	model/quantize-measure.c model/quantize-row.c model/quantize-row.h model/safetensors.c \
 	model/safetensors.h model/safetensors-writer.c model/shards.c model/shards.h
 libfqmodel_la_CPPFLAGS = $(AM_CPPFLAGS) $(JANSSON_CFLAGS) $(PCRE2_CFLAGS)
 libfqmodel_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
-libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS)
+libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS) \
+	libfqquantize_generic.la
+# The quantizer's inner loops, once an instruction set.  No contraction: all sets agree bit for bit.
+QUANTIZE_CFLAGS = $(AM_CFLAGS) $(KERNEL_OPT) -ffp-contract=off -fno-math-errno -fno-trapping-math
+noinst_LTLIBRARIES += libfqquantize_generic.la
+libfqquantize_generic_la_SOURCES = model/quantize-kernel.c
+libfqquantize_generic_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_QUANTIZE_ISA=generic
+libfqquantize_generic_la_CFLAGS = $(QUANTIZE_CFLAGS)
+if CPU_X86
+noinst_LTLIBRARIES += libfqquantize_avx2.la libfqquantize_avx512.la
+libfqmodel_la_LIBADD += libfqquantize_avx2.la libfqquantize_avx512.la
+libfqquantize_avx2_la_SOURCES = model/quantize-kernel.c
+libfqquantize_avx2_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_QUANTIZE_ISA=avx2
+libfqquantize_avx2_la_CFLAGS = $(QUANTIZE_CFLAGS) -mavx2
+libfqquantize_avx512_la_SOURCES = model/quantize-kernel.c
+libfqquantize_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_QUANTIZE_ISA=avx512
+libfqquantize_avx512_la_CFLAGS = $(QUANTIZE_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq \
+	-mprefer-vector-width=512
+endif
 # What a program that reads checkpoints links.
 MODEL_LIBS = libfqmodel.la $(OPENMP_CFLAGS)
 
 if HAVE_CMOCKA
-MODEL_TESTS = model/test-safetensors model/test-quantize model/test-checkpoint model/test-gguf
+MODEL_TESTS = model/test-safetensors model/test-quantize model/test-quantize-choose \
+	model/test-checkpoint model/test-gguf
 check_PROGRAMS += $(MODEL_TESTS)
 TESTS += $(MODEL_TESTS)
 model_test_safetensors_SOURCES = model/test-safetensors.c
@@ -26,6 +48,9 @@ model_test_safetensors_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 model_test_quantize_SOURCES = model/test-quantize.c
 model_test_quantize_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 model_test_quantize_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
+model_test_quantize_choose_SOURCES = model/test-quantize-choose.c
+model_test_quantize_choose_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+model_test_quantize_choose_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 model_test_checkpoint_SOURCES = model/test-checkpoint.c
 model_test_checkpoint_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 model_test_checkpoint_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
@@ -33,8 +58,10 @@ model_test_gguf_SOURCES = model/test-gguf.c
 model_test_gguf_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 model_test_gguf_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
-PACKING_TESTS = tests/python/test-quantize.py tests/python/test-convert.py \
+CHECKPOINT_TESTS = tests/python/test-quantize.py tests/python/test-quantize-plan.py \
+	tests/python/test-quantize-resume.py tests/python/test-convert.py \
 	tests/python/test-malformed.py \
 	tests/python/test-compressed-tensors.py tests/python/test-gguf.py
-dist_check_SCRIPTS += $(PACKING_TESTS)
-TESTS += $(PACKING_TESTS)
+dist_check_SCRIPTS += $(CHECKPOINT_TESTS)
+EXTRA_DIST += tests/python/checkpoint.py
+TESTS += $(CHECKPOINT_TESTS)

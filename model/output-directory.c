@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Filling, committing and abandoning the directory that output-directory.h describes. */
+/* Filling, resuming, committing and abandoning the directory that output-directory.h describes. */
 #include "output-directory.h"
 
 #include "directory.h"
@@ -13,8 +13,92 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+/* What belongs to a model but is no weight; weights in other formats would be stale. */
+static bool is_companion(const char *name) {
+    static const char *const patterns[] = {"*.json",  "*.txt",   "*.model",  "*.jinja",
+                                           "*.md",    "*.py",    "vocab*",   "tokenizer*",
+                                           "merges*", "README*", "LICENSE*", "NOTICE*"};
+
+    if (strcmp(name, FQ_CONFIG_FILE) == 0 || fnmatch("*.safetensors*", name, 0) == 0 ||
+        fnmatch("*.index.json", name, 0) == 0 || strcmp(name, FQ_OUTPUT_STATE_FILE) == 0)
+        return false; /* ours to write */
+    if (strcmp(name, "quantize_config.json") == 0 || strcmp(name, "quant_config.json") == 0)
+        return false; /* of the format that IN had */
+    for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++)
+        if (fnmatch(patterns[i], name, FNM_PERIOD) == 0)
+            return true;
+    return false;
+}
+
+/* Calls VISIT for each entry but "." and ".."; stops and returns false where it does. */
+static bool for_entries(int fd, bool (*visit)(int fd, const char *name)) {
+    int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *directory = copy < 0 ? NULL : fdopendir(copy);
+    struct dirent *entry;
+    bool all = true;
+
+    if (!directory) {
+        if (copy >= 0)
+            close(copy);
+        return false;
+    }
+    while (all && (entry = readdir(directory)))
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            all = visit(fd, entry->d_name);
+    closedir(directory);
+    return all;
+}
+
+static bool refuse(int fd, const char *name) {
+    (void)fd;
+    (void)name;
+    return false;
+}
+
+static bool remove_file(int fd, const char *name) {
+    unlinkat(fd, name, 0);
+    return true;
+}
+
+/* A writer that was killed leaves NAME.tmp-PID. */
+static bool remove_unfinished(int fd, const char *name) {
+    if (fnmatch("*.tmp-*", name, 0) == 0)
+        unlinkat(fd, name, 0);
+    return true;
+}
+
+static int open_partial(struct fq_output_directory *output, struct fq_error *err) {
+    if (mkdirat(output->parentfd, output->temporary, 0777) < 0) {
+        if (errno != EEXIST)
+            return fq_fail_errno(err, "%.200s", output->temporary);
+        output->found = true;
+        output->keep = true; /* until it is known to be ours */
+    }
+    output->fd = openat(output->parentfd, output->temporary,
+                        O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (output->fd < 0)
+        return fq_fail_errno(err, "%.200s", output->temporary);
+    if (flock(output->fd, LOCK_EX | LOCK_NB) < 0)
+        return errno == EWOULDBLOCK
+                   ? fq_fail(err, FQ_BUSY, "%.200s: another process fills it", output->temporary)
+                   : fq_fail_errno(err, "%.200s: flock", output->temporary);
+    if (output->found && faccessat(output->fd, FQ_OUTPUT_STATE_FILE, F_OK, 0) < 0 &&
+        !for_entries(output->fd, refuse)) /* neither empty nor begun by us */
+        return fq_fail(err, FQ_EXISTS, "%.200s exists and is not of this program's making",
+                       output->temporary);
+    output->keep = false;
+    for_entries(output->fd, remove_unfinished);
+    return 0;
+}
+
+void fq_output_directory_clear(struct fq_output_directory *output) {
+    for_entries(output->fd, remove_file);
+    output->found = false;
+}
 
 int fq_output_directory_init(struct fq_output_directory *output, const char *path,
                              struct fq_error *err) {
@@ -24,7 +108,7 @@ int fq_output_directory_init(struct fq_output_directory *output, const char *pat
 
     *output = (struct fq_output_directory){.parentfd = -1, .fd = -1};
     if (!parent || !base || !(output->name = strdup(basename(base))) ||
-        asprintf(&output->temporary, "%s.partial-%ld", output->name, (long)getpid()) < 0) {
+        asprintf(&output->temporary, "%s.partial", output->name) < 0) {
         output->temporary = NULL;
         rc = fq_fail(err, FQ_NO_MEMORY, "%.200s: no memory to make it", path);
         goto out;
@@ -38,15 +122,7 @@ int fq_output_directory_init(struct fq_output_directory *output, const char *pat
         rc = fq_fail(err, FQ_EXISTS, "%.200s exists; it must be a new directory", path);
         goto out;
     }
-    if (mkdirat(output->parentfd, output->temporary, 0777) < 0) {
-        rc = fq_fail_errno(err, "%.200s", output->temporary);
-        free(output->temporary); /* not ours to remove */
-        output->temporary = NULL;
-        goto out;
-    }
-    output->fd = openat(output->parentfd, output->temporary, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (output->fd < 0)
-        rc = fq_fail_errno(err, "%.200s", output->temporary);
+    rc = open_partial(output, err);
 out:
     free(parent);
     free(base);
@@ -56,7 +132,7 @@ out:
 }
 
 static int create(struct fq_output_directory *output, const char *name, struct fq_error *err) {
-    int fd = openat(output->fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    int fd = openat(output->fd, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 
     return fd < 0 ? fq_fail_errno(err, "%.200s", name) : fd;
 }
@@ -118,23 +194,6 @@ static int copy_file(struct fq_output_directory *output, int from, const char *n
     return rc;
 }
 
-/* What belongs to a model but is no weight; weights in other formats would be stale. */
-static bool is_companion(const char *name) {
-    static const char *const patterns[] = {"*.json",  "*.txt",   "*.model",  "*.jinja",
-                                           "*.md",    "*.py",    "vocab*",   "tokenizer*",
-                                           "merges*", "README*", "LICENSE*", "NOTICE*"};
-
-    if (strcmp(name, FQ_CONFIG_FILE) == 0 || fnmatch("*.safetensors*", name, 0) == 0 ||
-        fnmatch("*.index.json", name, 0) == 0)
-        return false; /* ours to write */
-    if (strcmp(name, "quantize_config.json") == 0 || strcmp(name, "quant_config.json") == 0)
-        return false; /* of the format that IN had */
-    for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++)
-        if (fnmatch(patterns[i], name, FNM_PERIOD) == 0)
-            return true;
-    return false;
-}
-
 int fq_output_directory_copy(struct fq_output_directory *output, const char *from,
                              struct fq_error *err) {
     DIR *directory = opendir(from);
@@ -142,7 +201,7 @@ int fq_output_directory_copy(struct fq_output_directory *output, const char *fro
     int rc = 0;
 
     if (!directory)
-        return fq_fail_errno(err, "%.200s", from);
+        return errno == ENOTDIR ? 0 : fq_fail_errno(err, "%.200s", from);
     while (rc == 0 && (entry = readdir(directory))) {
         struct stat status;
         int fd;
@@ -176,32 +235,15 @@ int fq_output_directory_commit(struct fq_output_directory *output, struct fq_err
     }
     free(output->temporary);
     output->temporary = NULL;
+    unlinkat(output->fd, FQ_OUTPUT_STATE_FILE, 0);
     if (fsync(output->parentfd) < 0)
         return fq_fail_errno(err, "%.200s: fsync of its directory", output->name);
     return 0;
 }
 
-/* The files are ours: plain ones, no directory among them. */
-static void remove_files(int fd) {
-    int copy = dup(fd);
-    DIR *directory = copy < 0 ? NULL : fdopendir(copy);
-    struct dirent *entry;
-
-    if (!directory) {
-        if (copy >= 0)
-            close(copy);
-        return;
-    }
-    rewinddir(directory);
-    while ((entry = readdir(directory)))
-        unlinkat(fd, entry->d_name, 0);
-    closedir(directory);
-}
-
 void fq_output_directory_fini(struct fq_output_directory *output) {
-    if (output->temporary && output->parentfd >= 0) {
-        if (output->fd >= 0)
-            remove_files(output->fd);
+    if (output->temporary && output->fd >= 0 && !output->keep) {
+        for_entries(output->fd, remove_file);
         unlinkat(output->parentfd, output->temporary, AT_REMOVEDIR);
     }
     if (output->fd >= 0)

@@ -1,442 +1,420 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Quantizing a directory.  First the plan: every tensor of the output with its
- * shape and shard, which follows from the shapes of the input alone.  Then the
- * data, shard by shard and matrix by matrix, dropping each from memory once it
- * is written.  Last the index, config.json and the files beside.
+ * Quantizing a directory.  First the plan: the matrices, their schemes, and so
+ * every tensor of the output with its shape and shard.  Then the data, shard by
+ * shard and matrix by matrix, dropping each from memory once it is written.
+ * Last the index, config.json and the files beside.
+ *
+ * The partial directory begins with a state file: what was asked of which files,
+ * and the schemes that were chosen.  A later run that asks the same takes the
+ * schemes and every shard that has its final name, which a shard gets once it is
+ * synced.
  */
 #include "quantize-checkpoint.h"
 
-#include "checkpoint.h"
-#include "compressed-tensors.h"
+#include "compressed-tensors-output.h"
 #include "directory.h"
 #include "output-directory.h"
-#include "quantize.h"
-#include "safetensors.h"
+#include "quantize-plan.h"
 
-#include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-enum part {
-    PART_WHOLE,
-    PART_PACKED,
-    PART_SCALE,
-    PART_SHAPE
-};
-
-/* One tensor of the output. */
-struct planned {
-    struct fq_checkpoint_tensor tensor; /* name owned where part is not PART_WHOLE */
-    const struct fq_checkpoint_tensor *source;
-    enum part part;
-    size_t matrix; /* index of the matrix, unless PART_WHOLE */
-    size_t shard;
+/* One step: a matrix, or what is copied. */
+struct step {
+    const struct fq_checkpoint_tensor *copied; /* a tensor as it is, or NULL */
+    size_t matrix;                             /* index in the plan, where nothing is copied */
+    size_t first;                              /* number of its first tensor in the output */
 };
 
 struct job {
     const struct fq_quantize_options *options;
     struct fq_quantize_summary *summary;
-    struct fq_checkpoint *checkpoint;
+    struct fq_plan plan;
     struct fq_output_directory output;
-    struct planned *plan; /* by shard, then by item size and name */
-    size_t count, shards, done, quantizable;
+    struct fq_checkpoint_writer *writer;
+    struct step *steps; /* in the order of the output's tensors */
+    size_t count, layers_done;
+    uint64_t bytes_done;
 };
 
-/* ---- the plan ----------------------------------------------------------------------------- */
+/* ---- the tensors -------------------------------------------------------------------------- */
 
-/* A matrix whose packed form would be ambiguous stays as it is. */
-static bool is_kept(const struct fq_checkpoint_matrix *matrix) {
-    return matrix->matrix.bits == 3 && !fq_ct_int3_is_plain(matrix->matrix.k);
-}
-
-static int plan_part(struct job *job, const struct fq_checkpoint_tensor *source, size_t i,
-                     enum part part, struct fq_error *err) {
-    static const char *const suffixes[] = {"", ".weight_packed", ".weight_scale", ".weight_shape"};
-    static const char *const dtypes[] = {"", "I32", "F16", "I64"};
-    const struct fq_checkpoint_matrix *matrix = fq_checkpoint_matrix(job->checkpoint, i);
-    struct planned *planned = &job->plan[job->count];
+/* A matrix that stays dense though others of its tensor do not. */
+static int add_dense(struct job *job, const struct fq_plan_matrix *matrix, struct fq_error *err) {
+    struct fq_checkpoint_tensor tensor = {.dtype = matrix->source->dtype,
+                                          .rank = 2,
+                                          .shape = {matrix->dense.n, matrix->dense.k},
+                                          .bytes = matrix->bytes};
     char *name;
-
-    *planned = (struct planned){.source = source, .part = part, .matrix = i};
-    planned->tensor.dtype = dtypes[part];
-    planned->tensor.rank = part == PART_SHAPE ? 1 : 2;
-    planned->tensor.shape[0] = part == PART_SHAPE ? 2 : matrix->matrix.n;
-    if (part != PART_SHAPE)
-        planned->tensor.shape[1] = part == PART_PACKED ? fq_matrix_row_bytes(&matrix->matrix) / 4
-                                                       : fq_matrix_groups(&matrix->matrix);
-    planned->tensor.bytes = fq_safetensors_dtype_size(planned->tensor.dtype) *
-                            (uint64_t)planned->tensor.shape[0] *
-                            (part == PART_SHAPE ? 1 : (uint64_t)planned->tensor.shape[1]);
-    if (asprintf(&name, "%s%s", matrix->name, suffixes[part]) < 0)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for tensor names");
-    planned->tensor.name = name;
-    job->count++;
-    return 0;
-}
-
-static int by_place(const void *left, const void *right) {
-    const struct planned *a = left, *b = right;
-    size_t a_size = fq_safetensors_dtype_size(a->tensor.dtype);
-    size_t b_size = fq_safetensors_dtype_size(b->tensor.dtype);
-
-    if (a->shard != b->shard)
-        return a->shard < b->shard ? -1 : 1;
-    if (a_size != b_size)
-        return a_size > b_size ? -1 : 1; /* which keeps every tensor aligned */
-    return strcmp(a->tensor.name, b->tensor.name);
-}
-
-/* The matrix whose dense weight TENSOR is, or NULL; both tables are sorted alike but for suffixes.
- */
-static bool find_matrix(const struct job *job, const struct fq_checkpoint_tensor *tensor,
-                        size_t *index) {
-    size_t low = 0, high = fq_checkpoint_matrix_count(job->checkpoint);
-    size_t length = strlen(tensor->name), cut = strlen(".weight");
-
-    if (length <= cut || strcmp(tensor->name + length - cut, ".weight") != 0)
-        return false;
-    length -= cut;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        const char *name = fq_checkpoint_matrix(job->checkpoint, middle)->name;
-        int order = strncmp(tensor->name, name, length);
-
-        if (order == 0 && name[length] == '\0') {
-            *index = middle;
-            return true;
-        }
-        if (order > 0)
-            low = middle + 1;
-        else
-            high = middle; /* a longer name that begins alike comes after, too */
-    }
-    return false;
-}
-
-static int make_plan(struct job *job, struct fq_error *err) {
-    size_t tensors = fq_checkpoint_tensor_count(job->checkpoint);
-    uint64_t filled = 0;
     int rc;
 
-    job->plan =
-        calloc(tensors + 2 * fq_checkpoint_matrix_count(job->checkpoint) + 1, sizeof *job->plan);
-    if (!job->plan)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu tensors", tensors);
-    for (size_t t = 0; t < tensors; t++) {
-        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(job->checkpoint, t);
-        size_t first = job->count, matrix;
-        uint64_t bytes = 0;
+    if (asprintf(&name, "%s.weight", matrix->name) < 0)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for tensor names");
+    tensor.name = name;
+    rc = fq_checkpoint_writer_add(job->writer, &tensor, 1, err);
+    free(name);
+    return rc;
+}
 
-        if (find_matrix(job, tensor, &matrix) &&
-            !is_kept(fq_checkpoint_matrix(job->checkpoint, matrix))) {
-            for (enum part part = PART_PACKED; part <= PART_SHAPE; part++)
-                if ((rc = plan_part(job, tensor, matrix, part, err)) < 0)
-                    return rc;
-            job->quantizable++;
-        } else {
-            job->plan[job->count++] = (struct planned){.tensor = *tensor, .source = tensor};
-        }
-        for (size_t i = first; i < job->count; i++)
-            bytes += job->plan[i].tensor.bytes;
-        if (filled > 0 && filled + bytes > job->options->shard_bytes) {
-            job->shards++;
-            filled = 0;
-        }
-        filled += bytes;
-        for (size_t i = first; i < job->count; i++)
-            job->plan[i].shard = job->shards;
+static int add_matrix(struct job *job, size_t m, size_t *next, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
+    struct fq_checkpoint_matrix described = fq_plan_describe(matrix);
+    size_t made = 1;
+    int rc = matrix->kept_dense ? add_dense(job, matrix, err)
+                                : fq_ct_output_add(job->writer, &described, &made, err);
+
+    job->steps[job->count++] = (struct step){.matrix = m, .first = *next};
+    *next += made;
+    return rc;
+}
+
+static int plan_tensors(struct job *job, struct fq_error *err) {
+    const struct fq_checkpoint *checkpoint = job->plan.checkpoint;
+    size_t tensors = fq_checkpoint_tensor_count(checkpoint), next = 0;
+    int rc = fq_checkpoint_writer_new(&job->output, job->options->shard_bytes, &job->writer, err);
+
+    if (rc < 0)
+        return rc;
+    job->steps = calloc(tensors + job->plan.count + 1, sizeof *job->steps);
+    if (!job->steps)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu tensors", tensors);
+    for (size_t t = 0; t < tensors && rc == 0; t++) {
+        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(checkpoint, t);
+        size_t first, count = fq_plan_of_tensor(&job->plan, tensor, &first), kept = 0;
+
         job->summary->tensors_before += tensor->bytes;
-        job->summary->tensors_after += bytes;
+        for (size_t m = first; m < first + count; m++)
+            kept += job->plan.matrices[m].kept_dense;
+        if (kept == count) { /* nothing to do, or nothing that can be done */
+            job->steps[job->count++] = (struct step){.copied = tensor, .first = next++};
+            rc = fq_checkpoint_writer_add(job->writer, tensor, 1, err);
+            continue;
+        }
+        for (size_t m = first; m < first + count && rc == 0; m++)
+            rc = add_matrix(job, m, &next, err);
     }
-    job->shards++;
-    qsort(job->plan, job->count, sizeof *job->plan, by_place);
-    return 0;
+    job->summary->tensors_after = fq_checkpoint_writer_bytes(job->writer);
+    job->summary->shards = fq_checkpoint_writer_shards(job->writer, &job->summary->shards_kept);
+    return rc;
+}
+
+static void count_layers(struct job *job) {
+    struct fq_quantize_summary *summary = job->summary;
+
+    for (size_t m = 0; m < job->plan.count; m++) {
+        const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
+        int64_t group = fq_plan_describe(matrix).matrix.group;
+
+        summary->layers++;
+        summary->kept_dense += matrix->kept_dense;
+        if (matrix->kept_dense)
+            continue;
+        summary->asymmetric += matrix->asymmetric;
+        summary->uneven += matrix->dense.k % group != 0;
+        summary->weights += matrix->dense.n * matrix->dense.k;
+        summary->bytes_before += matrix->bytes;
+        summary->bytes_after +=
+            fq_plan_bytes(matrix, matrix->bits, matrix->group, matrix->asymmetric);
+    }
 }
 
 /* ---- the data ----------------------------------------------------------------------------- */
 
-static void shard_name(const struct job *job, size_t shard, char name[64]) {
-    if (job->shards == 1)
-        snprintf(name, 64, FQ_SINGLE_FILE);
-    else
-        snprintf(name, 64, "model-%05zu-of-%05zu.safetensors", shard + 1, job->shards);
+static struct fq_quantized_layer describe(const struct fq_plan_matrix *matrix) {
+    struct fq_matrix scheme = fq_plan_describe(matrix).matrix;
+    struct fq_quantized_layer layer = {.name = matrix->name,
+                                       .n = matrix->dense.n,
+                                       .k = matrix->dense.k,
+                                       .kept_dense = matrix->kept_dense,
+                                       .bytes_before = matrix->bytes,
+                                       .bytes_after = matrix->bytes};
+
+    if (matrix->kept_dense)
+        return layer;
+    layer.bits = matrix->bits;
+    layer.group = scheme.group;
+    layer.asymmetric = matrix->asymmetric;
+    layer.bytes_after = fq_plan_bytes(matrix, matrix->bits, matrix->group, matrix->asymmetric);
+    layer.error = matrix->expected;
+    return layer;
 }
 
-static int tell(struct job *job, const struct fq_quantized_layer *layer, struct fq_error *err) {
-    job->done++;
-    if (job->options->progress &&
-        job->options->progress(job->options->context, layer, job->done,
-                               fq_checkpoint_matrix_count(job->checkpoint)) != 0)
-        return fq_fail(err, FQ_CANCELLED, "stopped after %zu of %zu layers", job->done,
-                       fq_checkpoint_matrix_count(job->checkpoint));
+/* BYTES more of the input are done; LAYER, unless NULL, with them. */
+static int tell(struct job *job, uint64_t bytes, const struct fq_quantized_layer *layer,
+                struct fq_error *err) {
+    struct fq_quantize_progress progress = {.phase = FQ_QUANTIZE_WRITE,
+                                            .bytes_total = job->summary->tensors_before,
+                                            .layers = job->plan.count,
+                                            .layer = layer};
+
+    job->bytes_done += bytes;
+    job->layers_done += layer != NULL;
+    progress.bytes_done = job->bytes_done;
+    progress.layers_done = job->layers_done;
+    if (job->options->progress && job->options->progress(job->options->context, &progress) != 0)
+        return fq_fail(err, FQ_CANCELLED, "stopped after %zu of %zu layers", job->layers_done,
+                       job->plan.count);
     return 0;
 }
 
-/* Quantizes matrix i and writes its three tensors, wherever in [first, end) they are. */
-static int write_matrix(struct job *job, struct fq_safetensors_writer *writer, size_t i,
-                        size_t first, size_t end, struct fq_error *err) {
-    const struct fq_checkpoint_matrix *described = fq_checkpoint_matrix(job->checkpoint, i);
-    struct fq_loaded_matrix loaded;
-    struct fq_quantized_layer layer = {.name = described->name};
-    struct fq_dense dense;
-    int rc = fq_checkpoint_load(job->checkpoint, i, &loaded, err);
+static int write_matrix(struct job *job, const struct step *step, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
+    struct fq_quantized_layer layer = describe(matrix);
+    struct fq_quantize_method method = job->options->method;
+    struct fq_matrix quantized = fq_plan_describe(matrix).matrix;
+    void *storage = NULL;
+    int rc;
 
+    method.asymmetric = matrix->asymmetric;
+    fq_plan_read_ahead(&job->plan, step->matrix + 1);
+    rc = fq_quantize(&matrix->dense, &method, &quantized, &storage, &layer.error, err);
     if (rc < 0)
-        return rc;
-    for (size_t p = first; p < end && rc == 0; p++) {
-        const struct planned *planned = &job->plan[p];
-        int64_t shape[2] = {loaded.matrix.n, loaded.matrix.k}; /* little-endian, as x86 and arm */
-        const void *data = planned->part == PART_PACKED  ? loaded.matrix.codes
-                           : planned->part == PART_SCALE ? loaded.matrix.scales
-                                                         : shape;
-
-        if (planned->part == PART_WHOLE || planned->matrix != i)
-            continue;
-        rc = fq_safetensors_write(writer, p - first, data, planned->tensor.bytes, err);
-        layer.bytes_after += planned->tensor.bytes;
-    }
-    if (rc == 0 && fq_checkpoint_dense(job->checkpoint, i, &dense) == 0) {
-        layer.n = loaded.matrix.n;
-        layer.k = loaded.matrix.k;
-        layer.bits = loaded.matrix.bits;
-        layer.group = loaded.matrix.group;
-        layer.bytes_before = described->stored;
-        layer.error = fq_quantize_error(&dense, &loaded.matrix);
-        job->summary->weights += layer.n * layer.k;
-        job->summary->bytes_before += layer.bytes_before;
-        job->summary->bytes_after += layer.bytes_after;
-        rc = tell(job, &layer, err);
-    }
-    fq_loaded_matrix_fini(&loaded);
-    fq_checkpoint_drop(job->checkpoint, i);
-    return rc;
-}
-
-static int write_shard(struct job *job, size_t shard, size_t first, size_t end,
-                       struct fq_error *err) {
-    struct fq_checkpoint_tensor *tensors = calloc(end - first + 1, sizeof *tensors);
-    struct fq_safetensors_writer *writer = NULL;
-    char name[64];
-    int rc;
-
-    if (!tensors)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu tensors", end - first);
-    for (size_t p = first; p < end; p++)
-        tensors[p - first] = job->plan[p].tensor;
-    shard_name(job, shard, name);
-    rc = fq_safetensors_writer_new(job->output.fd, name, tensors, end - first, &writer, err);
-    for (size_t p = first; p < end && rc == 0; p++) {
-        const struct planned *planned = &job->plan[p];
-
-        if (planned->part == PART_PACKED)
-            rc = write_matrix(job, writer, planned->matrix, first, end, err);
-        if (planned->part != PART_WHOLE)
-            continue;
-        rc = fq_safetensors_write(writer, p - first, planned->source->data, planned->source->bytes,
-                                  err);
-        fq_checkpoint_drop_tensor(planned->source);
-    }
+        fq_fail_in(err, "%s: tensor '%.200s'", matrix->source->file, matrix->source->name);
+    fq_plan_drop(matrix);
     if (rc == 0)
-        rc = fq_safetensors_writer_finish(writer, err);
-    fq_safetensors_writer_free(writer);
-    free(tensors);
-    return rc;
+        rc = fq_ct_output_write(job->writer, step->first, &quantized, err);
+    free(storage);
+    job->summary->error += layer.error;
+    return rc < 0 ? rc : tell(job, matrix->bytes, &layer, err);
 }
 
-static int write_shards(struct job *job, struct fq_error *err) {
-    size_t first = 0;
+/* A tensor or a matrix as it is. */
+static int write_dense(struct job *job, const struct step *step, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
+    const void *data = step->copied ? step->copied->data : matrix->dense.data;
+    uint64_t bytes = step->copied ? step->copied->bytes : matrix->bytes;
+    int rc = fq_checkpoint_writer_write(job->writer, step->first, data, bytes, err);
+
+    if (step->copied)
+        fq_checkpoint_drop_tensor(step->copied);
+    else
+        fq_plan_drop(matrix);
+    return rc < 0 ? rc : tell(job, bytes, NULL, err);
+}
+
+/* Its shard is there from an earlier run: it counts as done. */
+static int skip(struct job *job, const struct step *step, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
+
+    job->layers_done += !step->copied && !matrix->kept_dense;
+    return tell(job, step->copied ? step->copied->bytes : matrix->bytes, NULL, err);
+}
+
+static int write_steps(struct job *job, struct fq_error *err) {
     int rc = 0;
 
-    for (size_t shard = 0; shard < job->shards && rc == 0; shard++) {
-        size_t end = first;
+    for (size_t s = 0; s < job->count && rc == 0; s++) {
+        const struct step *step = &job->steps[s];
 
-        while (end < job->count && job->plan[end].shard == shard)
-            end++;
-        rc = write_shard(job, shard, first, end, err);
-        first = end;
+        if (fq_checkpoint_writer_has(job->writer, step->first))
+            rc = skip(job, step, err);
+        else if (step->copied || job->plan.matrices[step->matrix].kept_dense)
+            rc = write_dense(job, step, err);
+        else
+            rc = write_matrix(job, step, err);
     }
-    return rc;
+    return rc < 0 ? rc : fq_checkpoint_writer_finish(job->writer, err);
 }
 
-static int report_kept(struct job *job, struct fq_error *err) {
-    int rc = 0;
-
-    for (size_t i = 0; i < fq_checkpoint_matrix_count(job->checkpoint) && rc == 0; i++) {
-        const struct fq_checkpoint_matrix *matrix = fq_checkpoint_matrix(job->checkpoint, i);
-        struct fq_quantized_layer layer = {.name = matrix->name,
-                                           .n = matrix->matrix.n,
-                                           .k = matrix->matrix.k,
-                                           .kept_dense = true,
-                                           .bytes_before = matrix->stored,
-                                           .bytes_after = matrix->stored};
-
-        if (!is_kept(matrix))
-            continue;
-        job->summary->kept_dense++;
-        rc = tell(job, &layer, err);
-    }
-    return rc;
-}
-
-/* ---- index and config.json ---------------------------------------------------------------- */
-
-static int write_index(struct job *job, struct fq_error *err) {
-    json_t *map = json_object();
-    json_t *index;
-    int rc;
-
-    for (size_t p = 0; p < job->count; p++) {
-        char name[64];
-
-        shard_name(job, job->plan[p].shard, name);
-        json_object_set_new(map, job->plan[p].tensor.name, json_string(name));
-    }
-    index = json_pack("{s:{s:I}, s:o}", "metadata", "total_size",
-                      (json_int_t)job->summary->tensors_after, "weight_map", map);
-    if (!index)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for the index");
-    rc = fq_output_directory_json(&job->output, FQ_INDEX_FILE, index, err);
-    json_decref(index);
-    return rc;
-}
-
-/* Per channel where the group does not fit: then the readers need not divide K by it. */
-static int64_t written_group(const struct fq_checkpoint_matrix *matrix) {
-    return matrix->matrix.group == matrix->matrix.k ? 0 : matrix->matrix.group;
-}
-
-static json_t *config_group(int bits, int64_t group, json_t *targets) {
-    return json_pack("{s:o, s:{s:i, s:s, s:b, s:s, s:o, s:b, s:n}, s:n, s:n, s:s}", "targets",
-                     targets, "weights", "num_bits", bits, "type", "int", "symmetric", 1,
-                     "strategy", group ? "group" : "channel", "group_size",
-                     group ? json_integer(group) : json_null(), "dynamic", 0, "actorder",
-                     "input_activations", "output_activations", "format", "pack-quantized");
-}
+/* ---- config.json -------------------------------------------------------------------------- */
 
 /*
- * One group for the class "Linear" with the group size that was asked for; where K is not longer
- * than it, a second one, by name, says "channel".  Names go before classes with every reader.
+ * Every module with a two- or three-dimensional weight that stays dense, and lm_head, which a
+ * tied embedding hides from the file.
  */
-static json_t *config_groups(const struct job *job) {
-    json_t *groups = json_object(), *short_rows = json_array();
-    size_t long_rows = 0;
+static json_t *ignore_list(const struct fq_plan *plan) {
+    json_t *ignore = json_array();
+    bool has_head = false;
 
-    for (size_t i = 0; i < fq_checkpoint_matrix_count(job->checkpoint); i++) {
-        const struct fq_checkpoint_matrix *matrix = fq_checkpoint_matrix(job->checkpoint, i);
+    for (size_t m = 0; m < plan->count; m++)
+        has_head = has_head || strcmp(plan->matrices[m].name, "lm_head") == 0;
+    if (!has_head)
+        json_array_append_new(ignore, json_string("lm_head"));
+    for (size_t t = 0; t < fq_checkpoint_tensor_count(plan->checkpoint); t++) {
+        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(plan->checkpoint, t);
+        size_t length = strlen(tensor->name), cut = strlen(".weight"), first, count;
+        bool weight = length > cut && strcmp(tensor->name + length - cut, ".weight") == 0;
 
-        if (is_kept(matrix))
-            continue;
-        if (job->options->group != 0 && written_group(matrix) == 0)
-            json_array_append_new(short_rows, json_string(matrix->name));
-        else
-            long_rows++;
-    }
-    if (long_rows > 0)
-        json_object_set_new(
-            groups, "group_0",
-            config_group(job->options->bits, job->options->group, json_pack("[s]", "Linear")));
-    if (json_array_size(short_rows) > 0)
-        json_object_set_new(groups, long_rows > 0 ? "group_1" : "group_0",
-                            config_group(job->options->bits, 0, json_incref(short_rows)));
-    json_decref(short_rows);
-    return groups;
-}
-
-/* Every module with a two-dimensional weight that stays dense, and lm_head, which a tied
- * embedding hides from the file. */
-static json_t *ignore_list(const struct job *job) {
-    json_t *ignore = json_pack("[s]", "lm_head");
-
-    for (size_t t = 0; t < fq_checkpoint_tensor_count(job->checkpoint); t++) {
-        const struct fq_checkpoint_tensor *tensor = fq_checkpoint_tensor(job->checkpoint, t);
-        size_t length = strlen(tensor->name), cut = strlen(".weight"), matrix;
-
-        if (tensor->rank != 2 || length <= cut ||
-            strcmp(tensor->name + length - cut, ".weight") != 0 ||
+        count = fq_plan_of_tensor(plan, tensor, &first);
+        if ((tensor->rank != 2 && tensor->rank != 3) || (tensor->rank == 2 && !weight) ||
             strcmp(tensor->name, "lm_head.weight") == 0)
             continue;
-        if (!find_matrix(job, tensor, &matrix) ||
-            is_kept(fq_checkpoint_matrix(job->checkpoint, matrix)))
-            json_array_append_new(ignore, json_stringn(tensor->name, length - cut));
+        for (size_t m = first; m < first + count; m++)
+            if (plan->matrices[m].kept_dense)
+                json_array_append_new(ignore, json_string(plan->matrices[m].name));
+        if (count == 0)
+            json_array_append_new(ignore,
+                                  json_stringn(tensor->name, weight ? length - cut : length));
     }
     return ignore;
 }
 
-static int write_config(struct job *job, const char *in, struct fq_error *err) {
-    json_t *config = NULL, *quantization;
-    int dirfd = open(in, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int rc = dirfd < 0 ? fq_fail_errno(err, "%.200s", in)
-                       : fq_directory_json(dirfd, FQ_CONFIG_FILE, &config, err);
+static json_t *make_config(const struct fq_plan *plan) {
+    struct fq_ct_layer *packed = calloc(plan->count + 1, sizeof *packed);
+    const json_t *before = fq_checkpoint_config(plan->checkpoint);
+    json_t *config = before ? json_copy((json_t *)before) : json_object(); /* or bare weights */
+    json_t *quantization = NULL;
+    size_t count = 0;
 
-    if (dirfd >= 0)
-        close(dirfd);
-    if (rc == -FQ_NOT_FOUND && dirfd >= 0)
-        config = json_object(); /* bare weights */
-    else if (rc < 0)
-        return rc;
-    quantization = json_pack(
-        "{s:s, s:s, s:s, s:o, s:o, s:n, s:n}", "quant_method", "compressed-tensors", "format",
-        "pack-quantized", "quantization_status", "compressed", "config_groups", config_groups(job),
-        "ignore", ignore_list(job), "kv_cache_scheme", "global_compression_ratio");
-    if (!quantization || json_object_set_new(config, "quantization_config", quantization) < 0)
-        rc = fq_fail(err, FQ_NO_MEMORY, "no memory for " FQ_CONFIG_FILE);
-    else
-        rc = fq_output_directory_json(&job->output, FQ_CONFIG_FILE, config, err);
+    for (size_t m = 0; packed && m < plan->count; m++) {
+        const struct fq_plan_matrix *matrix = &plan->matrices[m];
+
+        if (matrix->kept_dense)
+            continue;
+        packed[count++] = (struct fq_ct_layer){
+            .name = matrix->name,
+            /* one a row is said so, also where K is shorter than a group */
+            .scheme = {.bits = matrix->bits,
+                       .group = matrix->group < matrix->dense.k ? matrix->group : 0,
+                       .symmetric = !matrix->asymmetric}};
+    }
+    if (packed)
+        quantization = fq_ct_output_config(packed, count, ignore_list(plan));
+    free(packed);
+    if (!quantization || json_object_set_new(config, "quantization_config", quantization) < 0) {
+        json_decref(config);
+        return NULL;
+    }
+    return config;
+}
+
+static int write_config(struct job *job, struct fq_error *err) {
+    json_t *config = make_config(&job->plan);
+    int rc = config ? fq_output_directory_json(&job->output, FQ_CONFIG_FILE, config, err)
+                    : fq_fail(err, FQ_NO_MEMORY, "no memory for " FQ_CONFIG_FILE);
+
     json_decref(config);
+    return rc;
+}
+
+/* ---- going on with an earlier run --------------------------------------------------------- */
+
+/* What was asked, of which files: sizes and times stand for their contents.  NULL without memory.
+ */
+static json_t *fingerprint(const struct job *job, const char *in) {
+    const struct fq_quantize_options *options = job->options;
+    json_t *rules = json_array(), *files = json_object();
+    const char *last = "";
+
+    for (size_t i = 0; i < options->rule_count; i++)
+        json_array_append_new(rules, json_pack("[i, s, i, I]", (int)options->rules[i].kind,
+                                               options->rules[i].pattern, options->rules[i].bits,
+                                               (json_int_t)options->rules[i].group));
+    for (size_t t = 0; t < fq_checkpoint_tensor_count(job->plan.checkpoint); t++) {
+        const char *file = fq_checkpoint_tensor(job->plan.checkpoint, t)->file;
+        struct stat status = {0};
+        char *path;
+
+        if (strcmp(file, last) == 0 || json_object_get(files, file))
+            continue;
+        last = file;
+        if (asprintf(&path, "%s/%s", in, file) >= 0) {
+            stat(path, &status);
+            free(path);
+        }
+        json_object_set_new(files, file,
+                            json_pack("[I, I, I]", (json_int_t)status.st_size,
+                                      (json_int_t)status.st_mtim.tv_sec,
+                                      (json_int_t)status.st_mtim.tv_nsec));
+    }
+    return json_pack(
+        "{s:i, s:I, s:I, s:f, s:i, s:b, s:b, s:I, s:f, s:I, s:o, s:o}", "bits", options->bits,
+        "group", (json_int_t)options->group, "min_group", (json_int_t)options->min_group, "alpha",
+        options->alpha, "scale", (int)options->method.scale, "asymmetric",
+        options->method.asymmetric, "allow_nonfinite", options->method.allow_nonfinite, "budget",
+        (json_int_t)options->budget, "bits_per_weight", options->bits_per_weight, "shard_bytes",
+        (json_int_t)options->shard_bytes, "rules", rules, "files", files);
+}
+
+/* Takes up the earlier run's choices; false, and an empty directory, where it asked otherwise. */
+static bool resume(struct job *job, const json_t *asked) {
+    json_t *state = NULL;
+    bool same = job->output.found &&
+                fq_directory_json(job->output.fd, FQ_OUTPUT_STATE_FILE, &state, NULL) == 0 &&
+                json_equal(json_object_get(state, "asked"), asked) &&
+                fq_plan_take_choices(&job->plan, json_object_get(state, "choices")) == 0;
+
+    json_decref(state);
+    if (!same)
+        fq_output_directory_clear(&job->output);
+    return same;
+}
+
+static int decide(struct job *job, const char *in, struct fq_error *err) {
+    json_t *asked = fingerprint(job, in), *state;
+    int rc;
+
+    if (!asked)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for the plan");
+    if (job->options->dry_run || !resume(job, asked)) {
+        rc = fq_plan_decide(&job->plan, job->summary, err);
+        if (rc < 0 || job->options->dry_run)
+            goto out;
+        state = json_pack("{s:O, s:o}", "asked", asked, "choices", fq_plan_choices(&job->plan));
+        rc = state ? fq_output_directory_json(&job->output, FQ_OUTPUT_STATE_FILE, state, err)
+                   : fq_fail(err, FQ_NO_MEMORY, "no memory for the plan");
+        json_decref(state);
+    } else {
+        rc = 0;
+    }
+out:
+    json_decref(asked);
     return rc;
 }
 
 /* ---- all of it ---------------------------------------------------------------------------- */
 
-static int open_input(struct job *job, const char *in, struct fq_error *err) {
-    int rc = fq_checkpoint_new(in, &job->checkpoint, err);
+/* Layers that stay dense, and in a dry run all of them. */
+static int report_layers(struct job *job, struct fq_error *err) {
+    int rc = 0;
 
-    if (rc < 0)
+    for (size_t m = 0; m < job->plan.count && rc == 0; m++) {
+        struct fq_quantized_layer layer = describe(&job->plan.matrices[m]);
+
+        if (job->options->dry_run || layer.kept_dense)
+            rc = tell(job, 0, &layer, err);
+    }
+    return rc;
+}
+
+static int write_all(struct job *job, const char *in, struct fq_error *err) {
+    int rc;
+
+    if ((rc = write_steps(job, err)) < 0 || (rc = write_config(job, err)) < 0 ||
+        (rc = fq_output_directory_copy(&job->output, in, err)) < 0)
         return rc;
-    if ((rc = fq_checkpoint_quantize_as(job->checkpoint, job->options->bits, job->options->group,
-                                        err)) < 0)
-        return rc;
-    job->summary->layers = fq_checkpoint_matrix_count(job->checkpoint);
-    if (job->summary->layers == 0)
-        return fq_fail(err, FQ_INVALID, "%.200s: no linear layer with an F32, F16 or BF16 weight",
-                       in);
-    for (size_t i = 0; i < job->summary->layers; i++)
-        if (!fq_checkpoint_matrix(job->checkpoint, i)->dense)
-            return fq_fail(err, FQ_INVALID, "%.200s: already quantized ('%.200s')", in,
-                           fq_checkpoint_matrix(job->checkpoint, i)->name);
-    return 0;
+    return fq_output_directory_commit(&job->output, err);
 }
 
 int fq_quantize_checkpoint(const char *in, const char *out,
                            const struct fq_quantize_options *options,
                            struct fq_quantize_summary *summary, struct fq_error *err) {
-    struct job job = {.options = options, .summary = summary};
+    struct job job = {.options = options, .summary = summary, .output = {.parentfd = -1, .fd = -1}};
     int rc;
 
     *summary = (struct fq_quantize_summary){0};
-    if ((rc = fq_output_directory_init(&job.output, out, err)) < 0)
+    if (!options->dry_run && (rc = fq_output_directory_init(&job.output, out, err)) < 0)
         return rc;
-    if ((rc = open_input(&job, in, err)) < 0 || (rc = make_plan(&job, err)) < 0 ||
-        (rc = report_kept(&job, err)) < 0 || (rc = write_shards(&job, err)) < 0 ||
-        (job.shards > 1 && (rc = write_index(&job, err)) < 0) ||
-        (rc = write_config(&job, in, err)) < 0 ||
-        (rc = fq_output_directory_copy(&job.output, in, err)) < 0)
+    if ((rc = fq_plan_init(&job.plan, in, options, err)) < 0 || (rc = decide(&job, in, err)) < 0 ||
+        (rc = plan_tensors(&job, err)) < 0)
         goto out;
-    if (job.quantizable == 0)
+    count_layers(&job);
+    if (summary->kept_dense == summary->layers)
         rc = fq_fail(err, FQ_UNSUPPORTED, "%.200s: no layer can be packed with %d bits", in,
                      options->bits);
-    else
-        rc = fq_output_directory_commit(&job.output, err);
+    if (rc == 0)
+        rc = report_layers(&job, err);
+    if (rc == 0 && !options->dry_run)
+        rc = write_all(&job, in, err);
 out:
-    for (size_t p = 0; p < job.count; p++)
-        if (job.plan[p].part != PART_WHOLE)
-            free((char *)job.plan[p].tensor.name);
-    free(job.plan);
-    fq_checkpoint_free(job.checkpoint);
+    job.output.keep = job.output.keep || rc == -FQ_CANCELLED;
+    free(job.steps);
+    fq_checkpoint_writer_free(job.writer);
+    fq_plan_fini(&job.plan);
     fq_output_directory_fini(&job.output);
     return rc;
 }

@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Rounding to nearest with one absmax scale a group, as quantize.h says.  The
- * rows are independent and are shared among OpenMP's threads; the result does
- * not depend on their number.
- */
+/* Rounding a whole matrix, row by row, and the error that any quantized matrix keeps. */
 #include "quantize.h"
 
 #include "half.h"
+#include "quantize-row.h"
 
-#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,16 +12,129 @@
 #include <omp.h>
 #endif
 
-/* What can be wrong with a row, and where. */
-struct fault {
-    int64_t row, column; /* column is a weight's, or a group's first */
-    enum {
-        NO_FAULT,
-        NOT_FINITE,
-        SCALE_OVERFLOW
-    } kind;
-    float value;
+/* What is to be made, where the parts of it lie, and what each row left. */
+struct output {
+    const struct fq_matrix *matrix;
+    const struct fq_quantize_method *method;
+    uint8_t *codes;  /* [n][row_bytes] */
+    uint8_t *scales; /* [n][groups], fp16 */
+    uint8_t *zeros;  /* [n][groups], or NULL */
+    double *sums;    /* [n][2]: Σ(w − q·s)², Σw² */
 };
+
+static void pack(const struct fq_row *row, int bits, uint8_t *out) {
+    size_t padded = (row->blocks + 1) / 2 * 2 * FQ_QUANTIZE_BLOCK, bytes;
+    uint8_t last[32] = {0};
+    size_t whole = (size_t)row->k / 32 * 32;
+
+    if (bits == 8) {
+        memcpy(out, row->codes, (size_t)row->k);
+        memset(out + row->k, 0, ((size_t)row->k + 3) / 4 * 4 - (size_t)row->k);
+        return;
+    }
+    void (*kernel)(const uint8_t *, size_t, uint8_t *) =
+        bits == 4 ? row->kernels->pack4 : row->kernels->pack3;
+    kernel(row->codes, whole, out);
+    if (padded == whole)
+        return;
+    kernel(row->codes + whole, 32, last);
+    bytes = ((size_t)row->k * (size_t)bits + 31) / 32 * 4 - whole * (size_t)bits / 8;
+    memcpy(out + whole * (size_t)bits / 8, last, bytes);
+}
+
+/* Quantizes a loaded row into its place; false with *fault. */
+static bool quantize_row(struct fq_row *row, int64_t n, void *context, struct fq_row_fault *fault) {
+    const struct output *out = context;
+    const struct fq_matrix *matrix = out->matrix;
+    int64_t groups = fq_matrix_groups(matrix);
+    double left = 0;
+
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t column = g * matrix->group;
+        int64_t count = matrix->k - column < matrix->group ? matrix->k - column : matrix->group;
+        struct fq_fit fit;
+
+        if (!fq_row_fit(row, column, count, matrix->bits, out->method, &fit, fault))
+            return false;
+        if (fit.scale > 0) {
+            left += row->kernels->round(row->weights + column,
+                                        ((size_t)count + FQ_QUANTIZE_BLOCK - 1) / FQ_QUANTIZE_BLOCK,
+                                        fit.scale, fit.low, fit.high, row->codes + column);
+        } else {
+            left += fq_row_error(row, column, count, &fit);
+            memset(row->codes + column, (int)-fit.low, (size_t)count);
+        }
+        memcpy(out->scales + (n * groups + g) * 2, &fit.stored, 2);
+        if (out->zeros)
+            out->zeros[n * groups + g] = (uint8_t)-fit.low;
+    }
+    for (size_t i = (size_t)row->k; i < row->blocks * FQ_QUANTIZE_BLOCK; i++)
+        row->codes[i] = 0; /* the padding had the code of zero */
+    pack(row, matrix->bits, out->codes + n * fq_matrix_row_bytes(matrix));
+    out->sums[2 * n] = left;
+    out->sums[2 * n + 1] = row->power;
+    return true;
+}
+
+static int check(const struct fq_dense *dense, struct fq_matrix *matrix, struct fq_error *err) {
+    matrix->n = dense->n;
+    matrix->k = dense->k;
+    if (matrix->group == 0 || matrix->group > dense->k)
+        matrix->group = dense->k; /* one group a row, however it was asked for */
+    matrix->scale_type = FQ_F16;
+    matrix->codes = matrix->scales = NULL;
+    matrix->zeros = NULL;
+    if (fq_dtype_size((int)dense->type) == 0)
+        return fq_fail(err, FQ_INVALID, "dtype %d, allowed are f32, f16 and bf16",
+                       (int)dense->type);
+    return fq_matrix_check(matrix, err);
+}
+
+/* In order, whatever the number of threads was. */
+static double relative(const double *sums, int64_t n) {
+    double difference = 0, norm = 0;
+
+    for (int64_t row = 0; row < n; row++) {
+        difference += sums[2 * row];
+        norm += sums[2 * row + 1];
+    }
+    return norm > 0 ? sqrt(difference / norm) : 0;
+}
+
+int fq_quantize(const struct fq_dense *dense, const struct fq_quantize_method *method,
+                struct fq_matrix *matrix, void **storage, double *error, struct fq_error *err) {
+    struct output out = {.matrix = matrix, .method = method};
+    int rc = check(dense, matrix, err);
+    size_t code_bytes, count;
+
+    if (rc < 0)
+        return rc;
+    code_bytes = (size_t)matrix->n * (size_t)fq_matrix_row_bytes(matrix);
+    count = (size_t)matrix->n * (size_t)fq_matrix_groups(matrix);
+    out.codes = malloc(code_bytes + count * (method->asymmetric ? 3 : 2));
+    out.sums = malloc((size_t)matrix->n * 2 * sizeof *out.sums);
+    if (!out.codes || !out.sums) {
+        rc = fq_fail(err, FQ_NO_MEMORY, "no memory to quantize %lld by %lld weights",
+                     (long long)matrix->n, (long long)matrix->k);
+        goto out;
+    }
+    out.scales = out.codes + code_bytes;
+    out.zeros = method->asymmetric ? out.scales + 2 * count : NULL;
+    rc = fq_rows(dense, method->allow_nonfinite, quantize_row, &out, err);
+    if (rc < 0)
+        goto out;
+    if (error)
+        *error = relative(out.sums, matrix->n);
+    matrix->codes = out.codes;
+    matrix->scales = out.scales;
+    matrix->zeros = out.zeros;
+    *storage = out.codes;
+    out.codes = NULL;
+out:
+    free(out.sums);
+    free(out.codes);
+    return rc;
+}
 
 static int thread_count(void) {
 #ifdef _OPENMP
@@ -43,148 +152,10 @@ static int thread_number(void) {
 #endif
 }
 
-static void load_row(const struct fq_dense *dense, int64_t row, float *out) {
-    size_t first = (size_t)row * (size_t)dense->k;
-
-    if (dense->type == FQ_F32) {
-        memcpy(out, (const char *)dense->data + first * 4, (size_t)dense->k * 4);
-        return;
-    }
-    for (int64_t k = 0; k < dense->k; k++)
-        out[k] = fq_load(dense->data, (int)dense->type, first + (size_t)k);
-}
-
-/*
- * One group: returns its scale as fp16 bits and puts the codes.  The quotient is formed in
- * float64, where it lies on a tie only if the exact one does; ties go to even.
- */
-static uint16_t quantize_group(const float *weights, int64_t count, float absmax, int bits,
-                               uint8_t *codes) {
-    const double low = -(double)(1 << (bits - 1)), high = (double)((1 << (bits - 1)) - 1);
-    const double to_integer = 0x1.8p52; /* adding it rounds to an integer, to nearest even */
-    uint16_t scale = fq_f32_to_f16((float)(2.0 * absmax / (double)((1 << bits) - 1)));
-    double s = (double)fq_f16_to_f32(scale);
-
-    if (s == 0) { /* all zero, or too small for fp16: then zero is the nearest */
-        memset(codes, 1 << (bits - 1), (size_t)count);
-        return scale;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        double q = ((double)weights[i] / s + to_integer) - to_integer;
-
-        q = q < low ? low : q > high ? high : q;
-        codes[i] = (uint8_t)((int)q + (1 << (bits - 1)));
-    }
-    return scale;
-}
-
-static void quantize_row(const struct fq_matrix *matrix, const float *weights, uint8_t *codes,
-                         uint8_t *scales, struct fault *fault) {
-    for (int64_t k = 0, group = 0; k < matrix->k; k += matrix->group, group++) {
-        int64_t count = matrix->k - k < matrix->group ? matrix->k - k : matrix->group;
-        float absmax = 0;
-        uint16_t scale;
-
-        for (int64_t i = 0; i < count; i++) {
-            float magnitude = fabsf(weights[k + i]);
-
-            if (!(magnitude <= FLT_MAX)) {
-                *fault =
-                    (struct fault){.column = k + i, .kind = NOT_FINITE, .value = weights[k + i]};
-                return;
-            }
-            absmax = magnitude > absmax ? magnitude : absmax;
-        }
-        scale = quantize_group(weights + k, count, absmax, matrix->bits, codes + k);
-        if ((scale & 0x7c00u) == 0x7c00u) {
-            *fault = (struct fault){.column = k, .kind = SCALE_OVERFLOW, .value = absmax};
-            return;
-        }
-        memcpy(scales + group * 2, &scale, 2);
-    }
-}
-
-static int report(const struct fault *fault, struct fq_error *err) {
-    if (fault->kind == NOT_FINITE)
-        return fq_fail(err, FQ_INVALID,
-                       "row %lld, column %lld is %s, only finite weights can be "
-                       "quantized",
-                       (long long)fault->row, (long long)fault->column,
-                       isnan(fault->value) ? "NaN" : "infinite");
-    return fq_fail(err, FQ_INVALID,
-                   "row %lld, columns from %lld: the largest magnitude is %g, whose scale exceeds "
-                   "fp16's 65504",
-                   (long long)fault->row, (long long)fault->column, (double)fault->value);
-}
-
-static int check(const struct fq_dense *dense, struct fq_matrix *matrix, struct fq_error *err) {
-    matrix->n = dense->n;
-    matrix->k = dense->k;
-    if (matrix->group == 0 || matrix->group > dense->k)
-        matrix->group = dense->k; /* one group a row, however it was asked for */
-    matrix->scale_type = FQ_F16;
-    matrix->codes = matrix->scales = NULL;
-    matrix->zeros = NULL;
-    if (fq_dtype_size((int)dense->type) == 0)
-        return fq_fail(err, FQ_INVALID, "dtype %d, allowed are f32, f16 and bf16",
-                       (int)dense->type);
-    return fq_matrix_check(matrix, err);
-}
-
-int fq_quantize(const struct fq_dense *dense, struct fq_matrix *matrix, void **storage,
-                struct fq_error *err) {
-    struct fault first = {.row = INT64_MAX};
-    size_t scratch_bytes = (size_t)dense->k * (sizeof(float) + 1);
-    uint8_t *codes, *scales, *scratch;
-    int64_t row_bytes, groups;
-    int rc = check(dense, matrix, err);
-
-    if (rc < 0)
-        return rc;
-    row_bytes = fq_matrix_row_bytes(matrix);
-    groups = fq_matrix_groups(matrix);
-    scratch_bytes = (scratch_bytes + 63) / 64 * 64;
-    codes = malloc((size_t)matrix->n * (size_t)(row_bytes + 2 * groups));
-    scratch = malloc(scratch_bytes * (size_t)thread_count());
-    if (!codes || !scratch) {
-        free(scratch);
-        free(codes);
-        return fq_fail(err, FQ_NO_MEMORY, "no memory to quantize %lld by %lld weights",
-                       (long long)matrix->n, (long long)matrix->k);
-    }
-    scales = codes + matrix->n * row_bytes;
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < matrix->n; row++) {
-        float *weights = (float *)(scratch + scratch_bytes * (size_t)thread_number());
-        uint8_t *row_codes = (uint8_t *)(weights + matrix->k);
-        struct fault fault = {.kind = NO_FAULT};
-
-        load_row(dense, row, weights);
-        quantize_row(matrix, weights, row_codes, scales + row * groups * 2, &fault);
-        if (fault.kind == NO_FAULT) {
-            fq_matrix_pack_row(codes + row * row_bytes, row_codes, matrix->k, matrix->bits);
-            continue;
-        }
-        fault.row = row;
-#pragma omp critical(fq_quantize_fault)
-        if (row < first.row)
-            first = fault;
-    }
-    free(scratch);
-    if (first.kind != NO_FAULT) {
-        free(codes);
-        return report(&first, err);
-    }
-    matrix->codes = codes;
-    matrix->scales = scales;
-    *storage = codes;
-    return 0;
-}
-
 double fq_quantize_error(const struct fq_dense *dense, const struct fq_matrix *matrix) {
     size_t n = (size_t)matrix->n, k = (size_t)matrix->k;
     double *sums = malloc((2 * n + k * (size_t)thread_count()) * sizeof *sums);
-    double difference = 0, norm = 0;
+    double error;
 
     if (!sums)
         return NAN;
@@ -203,10 +174,7 @@ double fq_quantize_error(const struct fq_dense *dense, const struct fq_matrix *m
         sums[2 * row] = row_difference;
         sums[2 * row + 1] = row_norm;
     }
-    for (size_t row = 0; row < n; row++) { /* in order, whatever the number of threads */
-        difference += sums[2 * row];
-        norm += sums[2 * row + 1];
-    }
+    error = relative(sums, matrix->n);
     free(sums);
-    return norm > 0 ? sqrt(difference / norm) : 0;
+    return error;
 }

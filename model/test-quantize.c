@@ -12,6 +12,8 @@
 
 #include <cmocka.h>
 
+static const struct fq_quantize_method absmax = {.scale = FQ_SCALE_ABSMAX};
+
 static float random_weight(uint32_t *state) {
     float sum = 0;
 
@@ -71,7 +73,7 @@ static void matches_a_float64_loop(void **state) {
         void *data = make_weights(n, k, types[i % 3]), *storage;
 
         dense.data = data;
-        assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), 0);
+        assert_int_equal(fq_quantize(&dense, &absmax, &matrix, &storage, NULL, &err), 0);
         assert_int_equal(matrix.group,
                          shapes[i / 9].group && shapes[i / 9].group < k ? shapes[i / 9].group : k);
         for (int64_t row = 0; row < n; row++)
@@ -93,7 +95,7 @@ static void int4_scale_is_absmax_over_7_5(void **state) {
     uint16_t scale;
 
     (void)state;
-    assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), 0);
+    assert_int_equal(fq_quantize(&dense, &absmax, &matrix, &storage, NULL, &err), 0);
     memcpy(&scale, matrix.scales, 2);
     assert_int_equal(scale, 0x3c00); /* 1.0 */
     for (int i = 0; i < 5; i++)
@@ -119,7 +121,7 @@ static void names_the_first_weight_that_is_not_finite(void **state) {
         void *storage = NULL;
 
         weights[2 * 32 + 17] = weights[4 * 32 + 1] = fq_f32_from_bits(cases[i].bits);
-        assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), -FQ_INVALID);
+        assert_int_equal(fq_quantize(&dense, &absmax, &matrix, &storage, NULL, &err), -FQ_INVALID);
         if (!strstr(err.message, cases[i].words))
             fail_msg("%s", err.message);
     }
@@ -133,7 +135,7 @@ static void zero_weights_have_no_error(void **state) {
     void *storage;
 
     (void)state;
-    assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), 0);
+    assert_int_equal(fq_quantize(&dense, &absmax, &matrix, &storage, NULL, &err), 0);
     assert_true(fq_quantize_error(&dense, &matrix) == 0);
     free(storage);
 }
@@ -147,7 +149,7 @@ static void error_is_the_relative_frobenius_norm(void **state) {
 
     (void)state;
     dense.data = data;
-    assert_int_equal(fq_quantize(&dense, &matrix, &storage, &err), 0);
+    assert_int_equal(fq_quantize(&dense, &absmax, &matrix, &storage, NULL, &err), 0);
     for (int64_t n = 0; n < 6; n++) {
         fq_matrix_dequantize_row(&matrix, n, row);
         for (int64_t k = 0; k < 96; k++) {

@@ -219,7 +219,7 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
     set_slots(launch, 1);
     launch->shares =
         fq_cuda_share_out(launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m),
-                          w->tiles, cuda->processors / FQ_CUDA_CLUSTER);
+                          w->tiles, cuda->processors / FQ_CUDA_CLUSTER, PREFILL_SPLIT_UNITS);
     if (!aligned(launch->x) || launch->x_stride % 8) {
         int64_t stride = align_row(w->k);
 

@@ -2,66 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """finequant-quantize against numpy: its files are unpacked from the published layout alone and
 compared with a quantization computed here."""
-import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
 
 import numpy as np
 
-PROGRAM = os.path.join(os.environ.get("top_builddir", "."), "finequant-quantize")
-DTYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64}
+from checkpoint import (PROGRAM, codes_of, dequantize, quantize, read_checkpoint,
+                        read_quantization, relative, scheme_of, unpack, write_checkpoint)
 
 
-def write_safetensors(path, tensors):
-    header, blobs, at = {}, [], 0
-    for name, array in tensors.items():
-        dtype = next(d for d, t in DTYPES.items() if array.dtype == t)
-        blob = array.tobytes()
-        header[name] = {"dtype": dtype, "shape": list(array.shape),
-                        "data_offsets": [at, at + len(blob)]}
-        blobs.append(blob)
-        at += len(blob)
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-
-
-def read_safetensors(path):
-    with open(path, "rb") as file:
-        raw = file.read()
-    size = struct.unpack_from("<Q", raw)[0]
-    header = json.loads(raw[8:8 + size])
-    header.pop("__metadata__", None)
-    out = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        data = raw[8 + size + begin:8 + size + end]
-        out[name] = np.frombuffer(data, DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return out
-
-
-def read_checkpoint(path):
-    index = os.path.join(path, "model.safetensors.index.json")
-    if not os.path.exists(index):
-        return read_safetensors(os.path.join(path, "model.safetensors"))
-    with open(index) as file:
-        shards = sorted(set(json.load(file)["weight_map"].values()))
-    out = {}
-    for shard in shards:
-        out.update(read_safetensors(os.path.join(path, shard)))
-    return out
-
-
-def unpack(words, k, bits):
-    """Dense, lowest bits first: every row as one string of bits."""
-    stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :k * bits]
-    return stream.reshape(len(words), k, bits) @ (1 << np.arange(bits))
-
-
-def quantize(weights, bits, group):
+def absmax(weights, bits, group):
+    """The paper's quantizer in float64: codes and scales."""
     n, k = weights.shape
     codes, scales = np.empty((n, k), int), []
     for begin in range(0, k, group):
@@ -74,41 +27,108 @@ def quantize(weights, bits, group):
     return codes + 2 ** (bits - 1), np.stack(scales, axis=1)
 
 
-def scheme_of(config, module):
-    groups = config["quantization_config"]["config_groups"].values()
-    for target in (module, "Linear"):
-        for group in groups:
-            if target in group["targets"]:
-                return group["weights"]
-    raise AssertionError(f"no scheme for {module}")
-
-
-def check(source, out, bits, group, extra):
-    run = subprocess.run([PROGRAM, source, out, "--bits", str(bits), "--group", group, "--quiet",
-                          "--json", *extra], check=True, capture_output=True, text=True)
-    report = {m["name"]: m for m in json.loads(run.stdout)["matrices"]}
-    with open(os.path.join(out, "config.json")) as file:
-        config = json.load(file)
-    assert config["hidden_size"] == 320 and config["eps"] == 1e-12
-    assert "lm_head" in config["quantization_config"]["ignore"]
+def check_absmax(source, out, bits, group, extra):
+    report = quantize(source, out, "--bits", str(bits), "--group", group, "--scale", "absmax",
+                      *extra)
+    layers = {m["name"]: m for m in report["matrices"]}
+    quantization = read_quantization(out)
+    assert "lm_head" in quantization["ignore"]
     before, after = read_checkpoint(source), read_checkpoint(out)
     for module in ("block.q", "block.small"):
         weights = before[module + ".weight"]
         n, k = weights.shape
-        scheme = scheme_of(config, module)
+        scheme = scheme_of(quantization, module)
         size = k if scheme["strategy"] == "channel" else scheme["group_size"]
         assert size == (k if group == "channel" else min(int(group), k)), (module, size)
         assert scheme["num_bits"] == bits and scheme["symmetric"]
-        codes, scales = quantize(weights, bits, size)
+        codes, scales = absmax(weights, bits, size)
         assert list(after[module + ".weight_shape"]) == [n, k]
         assert np.array_equal(after[module + ".weight_scale"], scales), module
         assert np.array_equal(unpack(after[module + ".weight_packed"], k, bits), codes), module
         assert module + ".weight" not in after
-        dequantized = (codes - 2 ** (bits - 1)) * np.repeat(scales.astype(float), size, 1)[:, :k]
-        error = np.linalg.norm(weights - dequantized) / np.linalg.norm(weights.astype(float))
-        assert abs(report[module]["error"] - error) < 1e-9, (module, report[module], error)
+        error = relative(weights, dequantize(after, quantization, module))
+        assert abs(layers[module]["error"] - error) < 1e-6 * error, (layers[module], error)
     for name in ("block.q.bias", "norm.weight", "embed_tokens.weight"):
         assert np.array_equal(before[name], after[name]), name
+
+
+def best_scales(block, bits):
+    """The least squared error that any of 400 scales leaves, per row of the block."""
+    top = 2 * np.abs(block).max(axis=1, keepdims=True) / (2 ** bits - 1)
+    low, high = -2 ** (bits - 1), 2 ** (bits - 1) - 1
+    errors = []
+    for shrink in np.linspace(0.3, 1.2, 400):
+        scale = (top * shrink).astype(np.float16).astype(np.float64)
+        q = np.clip(np.rint(block / scale), low, high)
+        errors.append(((block - q * scale) ** 2).sum(axis=1))
+    return np.min(errors, axis=0)
+
+
+def check_mse(source, work):
+    """The search leaves no more than absmax in any group, and nearly what the best scale would."""
+    before = read_checkpoint(source)
+    for bits in (8, 4, 3):
+        left = {}
+        for rule in ("absmax", "mse"):
+            out = os.path.join(work, f"{rule}-{bits}")
+            quantize(source, out, "--bits", str(bits), "--group", "64", "--scale", rule)
+            tensors, quantization = read_checkpoint(out), read_quantization(out)
+            weights = before["block.q.weight"].astype(np.float64)
+            codes, zeros, scales, _ = codes_of(tensors, quantization, "block.q")
+            nearest = np.clip(np.rint(weights / scales), -2 ** (bits - 1), 2 ** (bits - 1) - 1)
+            assert np.array_equal(codes - zeros, nearest)  # rounded with the scale that is stored
+            squares = (weights - (codes - zeros) * scales) ** 2
+            left[rule] = squares.reshape(len(weights), -1, 64).sum(axis=2)
+        assert (left["mse"] <= left["absmax"] * (1 + 1e-6)).all()
+        best = np.stack([best_scales(weights[:, b:b + 64], bits) for b in range(0, 320, 64)], 1)
+        assert left["mse"].sum() < 1.03 * best.sum(), (bits, left["mse"].sum() / best.sum())
+        assert bits == 8 or left["mse"].sum() < 0.93 * left["absmax"].sum()
+
+
+def check_asymmetric(work, random):
+    """Zero points where the weights are off centre, none where they are not, and packed along N."""
+    tensors = {"off.weight": random.gamma(2, 0.05, (37, 256)).astype(np.float32) + 0.1,
+               "centred.weight": random.normal(0, 0.05, (37, 256)).astype(np.float32)}
+    tensors["centred.weight"][:, 3], tensors["centred.weight"][:, 5] = 0.25, -0.25
+    source = os.path.join(work, "asymmetric-in")
+    write_checkpoint(source, tensors)
+    for bits in (8, 4, 3):
+        for rule in ("absmax", "mse"):
+            out = os.path.join(work, f"asymmetric-{bits}-{rule}")
+            report = quantize(source, out, "--bits", str(bits), "--group", "channel", "--scale", rule,
+                              "--asymmetric")
+            layers = {m["name"]: m for m in report["matrices"]}
+            after, quantization = read_checkpoint(out), read_quantization(out)
+            assert layers["off"]["asymmetric"] and not scheme_of(quantization, "off")["symmetric"]
+            weights = tensors["off.weight"].astype(np.float64)
+            codes, zeros, scales, _ = codes_of(after, quantization, "off")
+            assert 0 <= zeros.min() and zeros.max() < 2 ** bits
+            nearest = np.clip(np.rint(weights / scales) + zeros, 0, 2 ** bits - 1)
+            assert np.array_equal(codes, nearest)
+            error = relative(weights, (codes - zeros) * scales)
+            assert abs(layers["off"]["error"] - error) < 1e-6 * error
+            if rule == "absmax":  # the range with zero in it, over the steps
+                step = np.maximum(weights.max(axis=1), 0) - np.minimum(weights.min(axis=1), 0)
+                step = (step / (2 ** bits - 1)).astype(np.float32).astype(np.float16)
+                assert np.array_equal(after["off.weight_scale"][:, 0], step)
+                assert not layers["centred"]["asymmetric"]
+                assert "centred.weight_zero_point" not in after
+
+
+def check_refusals(source, work):
+    status = {("--bits", "5"): 2, ("--group", "17"): 2, ("--shard-size", "0"): 2,
+              ("--nonsense",): 2, ("--alpha", "1"): 2, ("--min-group", "8"): 2,
+              ("--scale", "median"): 2, ("--override", "a=4"): 2, ("--override", "=4,64"): 2,
+              ("--budget", "1Q"): 2, ("--budget", "1G", "--bits-per-weight", "4"): 2,
+              ("extra",): 2, (): 9}
+    for arguments, expected in status.items():
+        run = subprocess.run([PROGRAM, source, work, *arguments], capture_output=True, text=True)
+        assert run.returncode == expected, (arguments, run)
+        assert run.stderr.splitlines()[-1].startswith("finequant-quantize: "), run
+    run = subprocess.run([PROGRAM, os.path.join(work, "none"), os.path.join(work, "x")],
+                         capture_output=True)
+    assert run.returncode == 8, run
+    assert not os.path.exists(os.path.join(work, "x"))
 
 
 def main():
@@ -124,24 +144,16 @@ def main():
     }
     with tempfile.TemporaryDirectory() as work:
         source = os.path.join(work, "in")
-        os.mkdir(source)
-        write_safetensors(os.path.join(source, "model.safetensors"), tensors)
-        with open(os.path.join(source, "config.json"), "w") as file:
-            json.dump({"model_type": "test", "hidden_size": 320, "eps": 1e-12}, file)
+        write_checkpoint(source, tensors, hidden_size=320, eps=1e-12)
         for bits in (8, 4, 3):
             for group in ("64", "128", "channel"):
                 for extra in ([], ["--shard-size", "8K"]):
                     out = os.path.join(work, f"out-{bits}-{group}-{len(extra)}")
-                    check(source, out, bits, group, extra)
-        status = {("--bits", "5"): 2, ("--group", "17"): 2, ("--shard-size", "0"): 2,
-                  ("--nonsense",): 2, (): 9}
-        for arguments, expected in status.items():
-            run = subprocess.run([PROGRAM, source, work, *arguments], capture_output=True)
-            assert run.returncode == expected, (arguments, run)
-        run = subprocess.run([PROGRAM, os.path.join(work, "none"), os.path.join(work, "x")],
-                             capture_output=True)
-        assert run.returncode == 8, run
-        assert sorted(os.listdir(work))[0] == "in" and not os.path.exists(os.path.join(work, "x"))
+                    check_absmax(source, out, bits, group, extra)
+        check_mse(source, work)
+        check_asymmetric(work, random)
+        check_refusals(source, work)
+        assert not [name for name in os.listdir(work) if "partial" in name]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Progress, explanations and the summary, as quantize-report.h says. */
+#include "quantize-report.h"
+
+#include "quantize-cli.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+static double now(void) {
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
+void quantize_report_begin(struct quantize_report *report, const char *in, const char *out) {
+    report->in = in;
+    report->out = out;
+    report->terminal = isatty(STDERR_FILENO);
+    report->matrices = report->json ? json_array() : NULL;
+    report->begun = report->phase_begun = now();
+    report->phase = -1;
+}
+
+void quantize_report_fini(struct quantize_report *report) {
+    json_decref(report->matrices);
+    report->matrices = NULL;
+}
+
+static void clear_bar(struct quantize_report *report) {
+    if (report->bar)
+        fputs("\r\033[K", stderr);
+    report->bar = false;
+}
+
+/* ---- progress ----------------------------------------------------------------------------- */
+
+static void print_bar(struct quantize_report *report, const struct fq_quantize_progress *progress) {
+    char bar[31];
+    double part =
+        progress->bytes_total ? (double)progress->bytes_done / (double)progress->bytes_total : 1;
+    double seconds = now() - report->phase_begun, left = part > 0 ? seconds / part - seconds : 0;
+    size_t filled = (size_t)(part * (sizeof bar - 1));
+
+    memset(bar, '.', sizeof bar - 1);
+    memset(bar, '#', filled < sizeof bar - 1 ? filled : sizeof bar - 1);
+    bar[sizeof bar - 1] = '\0';
+    fprintf(stderr, "\r\033[K%s [%s] %3.0f%%, %zu of %zu layers, %.2f GB/s, %d:%02d left",
+            progress->phase == FQ_QUANTIZE_MEASURE ? "looking" : "writing", bar, part * 100,
+            progress->layers_done, progress->layers,
+            seconds > 0 ? (double)progress->bytes_done * 1e-9 / seconds : 0, (int)left / 60,
+            (int)left % 60);
+    report->bar = true;
+}
+
+static void print_line(const struct quantize_report *report,
+                       const struct fq_quantize_progress *progress) {
+    const struct fq_quantized_layer *layer = progress->layer;
+
+    if (!layer)
+        return;
+    fprintf(stderr, "[%zu/%zu] %s %" PRId64 "x%" PRId64, progress->layers_done, progress->layers,
+            layer->name, layer->n, layer->k);
+    if (layer->kept_dense) {
+        fputs(": kept dense, 3-bit rows of this length are ambiguous\n", stderr);
+        return;
+    }
+    fprintf(stderr, ": %d bits, ", layer->bits);
+    if (layer->group == layer->k)
+        fputs("channel", stderr);
+    else
+        fprintf(stderr, "group %" PRId64, layer->group);
+    fprintf(stderr, "%s, %" PRIu64 " -> %" PRIu64 " bytes",
+            layer->asymmetric ? ", zero points" : "", layer->bytes_before, layer->bytes_after);
+    if (!isnan(layer->error))
+        fprintf(stderr, report->plan ? ", error to expect %.4f" : ", error %.4f", layer->error);
+    fputc('\n', stderr);
+}
+
+static json_t *layer_json(const struct fq_quantized_layer *layer) {
+    if (layer->kept_dense)
+        return json_pack("{s:s, s:I, s:I, s:b}", "name", layer->name, "n", (json_int_t)layer->n,
+                         "k", (json_int_t)layer->k, "kept_dense", 1);
+    return json_pack("{s:s, s:I, s:I, s:b, s:i, s:I, s:b, s:I, s:I, s:o}", "name", layer->name, "n",
+                     (json_int_t)layer->n, "k", (json_int_t)layer->k, "kept_dense", 0, "bits",
+                     layer->bits, "group", (json_int_t)layer->group, "asymmetric",
+                     layer->asymmetric, "bytes_before", (json_int_t)layer->bytes_before,
+                     "bytes_after", (json_int_t)layer->bytes_after, "error",
+                     isnan(layer->error) ? json_null() : json_real(layer->error));
+}
+
+int quantize_report_progress(void *context, const struct fq_quantize_progress *progress) {
+    struct quantize_report *report = context;
+
+    if (report->phase != (int)progress->phase) {
+        clear_bar(report);
+        report->phase = (int)progress->phase;
+        report->phase_begun = now();
+    }
+    if (report->matrices && progress->layer)
+        json_array_append_new(report->matrices, layer_json(progress->layer));
+    if (!report->quiet && report->terminal)
+        print_bar(report, progress);
+    else if (!report->quiet)
+        print_line(report, progress);
+    return quantize_interrupted();
+}
+
+void quantize_report_problem(void *context, const char *message) {
+    clear_bar(context);
+    fprintf(stderr, "finequant-quantize: %s\n", message);
+}
+
+/* ---- explanations ------------------------------------------------------------------------- */
+
+static void group_text(int64_t group, bool channel, char text[24]) {
+    if (channel)
+        snprintf(text, 24, "channel");
+    else
+        snprintf(text, 24, "%" PRId64, group);
+}
+
+static void explain_steps(const struct fq_quantize_explanation *explanation) {
+    const struct fq_choose_step *steps = explanation->steps;
+    const struct fq_choose_step *chosen = &steps[explanation->chosen];
+    char text[24];
+
+    puts("       group  scale bits  error to expect  gain a halving  worth in bits");
+    for (size_t i = 0; i < explanation->step_count; i++) {
+        group_text(steps[i].group, i == 0, text);
+        printf("  %s %8s %11.4f %16.4f", i == explanation->chosen ? "->" : "  ", text,
+               steps[i].bits, steps[i].error);
+        if (i > 0 && steps[i].error > 0)
+            printf(" %14.1f%% %14.4f",
+                   100 * (1 - pow(steps[i].error / steps[i - 1].error,
+                                  1 / log2((double)steps[i - 1].group / (double)steps[i].group))),
+                   log2(steps[i - 1].error / steps[i].error));
+        putchar('\n');
+    }
+    group_text(chosen->group, explanation->chosen == 0, text);
+    printf("     %s: %s\n", text,
+           explanation->stop == FQ_CHOOSE_FINEST  ? "the finest candidate"
+           : explanation->stop == FQ_CHOOSE_ALPHA ? "no finer one gains alpha with each halving"
+                                                  : "finer ones gain, but less than their scales "
+                                                    "cost");
+}
+
+static void explain_options(const struct fq_quantize_explanation *explanation) {
+    puts("       bits    group  zeros        bytes  summed error");
+    for (size_t i = 0; i < explanation->option_count; i++) {
+        const struct fq_choose_option *option = &explanation->options[i];
+        char text[24];
+
+        group_text(option->group, option->group == 0, text);
+        printf("  %s %4d %8s %6s %12" PRIu64 " %13.5f\n", i == explanation->chosen ? "->" : "  ",
+               option->bits, text, option->asymmetric ? "yes" : "no", option->bytes, option->error);
+    }
+}
+
+void quantize_report_explain(void *context, const struct fq_quantize_explanation *explanation) {
+    struct quantize_report *report = context;
+
+    clear_bar(report);
+    if (report->json)
+        return; /* standard output is the JSON's */
+    for (size_t i = 0; i < explanation->count; i++)
+        printf("%s%s", explanation->names[i], i + 1 < explanation->count ? ", " : ":\n");
+    if (explanation->steps)
+        explain_steps(explanation);
+    else
+        explain_options(explanation);
+}
+
+/* ---- summary ------------------------------------------------------------------------------ */
+
+static double bits_per_weight(const struct fq_quantize_summary *summary) {
+    return (double)summary->bytes_after * 8 / (double)summary->weights;
+}
+
+/* Bytes that this process had resident at its most. */
+static int64_t peak_resident(void) {
+    struct rusage usage;
+
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (int64_t)usage.ru_maxrss * 1024 : 0;
+}
+
+static json_t *uniform_json(const struct fq_quantize_summary *summary) {
+    if (!summary->budgeted)
+        return json_null();
+    return json_pack("{s:I, s:f, s:i, s:I, s:I, s:f}", "allowed", (json_int_t)summary->allowed,
+                     "error", summary->expected, "uniform_bits", summary->uniform.bits,
+                     "uniform_group", (json_int_t)summary->uniform.group, "uniform_bytes",
+                     (json_int_t)summary->uniform.bytes, "uniform_error",
+                     summary->uniform.bits ? summary->uniform.error : 0.0);
+}
+
+static json_t *group_json(int64_t group) {
+    return group == FQ_QUANTIZE_GROUP_AUTO ? json_string("auto")
+           : group == 0                    ? json_string("channel")
+                                           : json_integer(group);
+}
+
+static int print_json(const struct quantize_report *report,
+                      const struct fq_quantize_options *options,
+                      const struct fq_quantize_summary *summary, struct fq_error *err) {
+    json_t *json = json_pack(
+        "{s:s, s:s, s:i, s:o, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:o, s:O}", "input",
+        report->in, "output", report->out, "bits", options->bits, "group",
+        group_json(options->group), "bytes_before", (json_int_t)summary->bytes_before,
+        "bytes_after", (json_int_t)summary->bytes_after, "bits_per_weight",
+        bits_per_weight(summary), "tensor_bytes_before", (json_int_t)summary->tensors_before,
+        "tensor_bytes_after", (json_int_t)summary->tensors_after, "error", summary->error, "shards",
+        (json_int_t)summary->shards, "shards_kept", (json_int_t)summary->shards_kept, "seconds",
+        report->seconds, "peak_resident_bytes", (json_int_t)peak_resident(), "budget",
+        uniform_json(summary), "matrices", report->matrices);
+
+    if (!json)
+        return fq_fail(err, FQ_INVALID, "done, but IN or OUT is not UTF-8, which JSON needs");
+    json_dumpf(json, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(json);
+    return 0;
+}
+
+static void print_budget(const struct fq_quantize_summary *summary) {
+    const struct fq_choose_uniform *uniform = &summary->uniform;
+    char text[24];
+
+    printf("summed relative error %.5f in %" PRIu64 " of %" PRIu64 " bytes\n", summary->expected,
+           summary->bytes_after, summary->allowed);
+    group_text(uniform->group, uniform->group == 0, text);
+    if (uniform->bits)
+        printf("the best of one width and group size: %d bits, group %s: %.5f in %" PRIu64
+               " bytes\n",
+               uniform->bits, text, uniform->error, uniform->bytes);
+    else
+        puts("no single width and group size fits");
+}
+
+int quantize_report_end(struct quantize_report *report, const struct fq_quantize_options *options,
+                        const struct fq_quantize_summary *summary, struct fq_error *err) {
+    clear_bar(report);
+    report->seconds = now() - report->begun;
+    if (report->json)
+        return print_json(report, options, summary, err);
+    if (report->quiet)
+        return 0;
+    printf("%s: %zu layers %squantized, %.3f bits a weight with scales\n"
+           "quantized weights %.1f -> %.1f MB, all tensors %.1f -> %.1f MB\n",
+           report->out, summary->layers - summary->kept_dense, options->dry_run ? "would be " : "",
+           bits_per_weight(summary), (double)summary->bytes_before / 1e6,
+           (double)summary->bytes_after / 1e6, (double)summary->tensors_before / 1e6,
+           (double)summary->tensors_after / 1e6);
+    if (summary->budgeted)
+        print_budget(summary);
+    if (summary->asymmetric > 0)
+        printf("%zu layers have zero points\n", summary->asymmetric);
+    if (summary->kept_dense > 0)
+        printf("%zu layers kept dense: 3-bit rows of their length are ambiguous\n",
+               summary->kept_dense);
+    if (summary->uneven > 0)
+        printf("%zu layers end in a short group: finequantd reads them, vLLM does not\n",
+               summary->uneven);
+    if (summary->shards_kept > 0)
+        printf("%zu of %zu files were there from an earlier run\n", summary->shards_kept,
+               summary->shards);
+    if (!options->dry_run)
+        printf("%.1f s, %.2f GB/s of input, at most %.0f MB resident\n", report->seconds,
+               (double)summary->tensors_before * 1e-9 / report->seconds,
+               (double)peak_resident() / 1e6);
+    return 0;
+}

@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The two rules of quantize-choose.h. */
+#include "quantize-choose.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- candidates --------------------------------------------------------------------------- */
+
+/* Below this only powers of two are tried: the sizes that kernels have been written for. */
+#define ODD_GROUP_LEAST 256
+
+static bool divides_all(int64_t group, const int64_t *k, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (k[i] % group != 0 || k[i] <= group)
+            return false;
+    return true;
+}
+
+size_t fq_choose_groups(const int64_t *k, size_t count, int64_t min_group,
+                        int64_t groups[FQ_CHOOSE_GROUPS_MAX]) {
+    int64_t least = k[0], half;
+    size_t found = 0;
+
+    for (size_t i = 1; i < count; i++)
+        least = k[i] < least ? k[i] : least;
+    groups[found++] = 0;
+    for (half = least; half % 2 == 0 && (half == least || half > ODD_GROUP_LEAST);) {
+        half /= 2;
+        if (half % 16 == 0 && half >= min_group && divides_all(half, k, count))
+            groups[found++] = half;
+    }
+    for (int64_t power = ODD_GROUP_LEAST; power >= 16 && power >= min_group; power /= 2)
+        if (divides_all(power, k, count) && (found == 1 || power < groups[found - 1]))
+            groups[found++] = power;
+    return found;
+}
+
+/* ---- alpha -------------------------------------------------------------------------------- */
+
+static bool gains_alpha(const struct fq_choose_step *from, const struct fq_choose_step *to,
+                        double alpha) {
+    double halvings = log2((double)from->group / (double)to->group);
+
+    return from->error > 0 && to->error <= from->error * pow(1 - alpha, halvings);
+}
+
+static bool is_worth_it(const struct fq_choose_step *from, const struct fq_choose_step *to) {
+    return to->error <= from->error * exp2(from->bits - to->bits);
+}
+
+size_t fq_choose_by_alpha(const struct fq_choose_step *steps, size_t count, double alpha,
+                          enum fq_choose_stop *stop) {
+    size_t at = 0, next;
+
+    do {
+        *stop = at + 1 == count ? FQ_CHOOSE_FINEST : FQ_CHOOSE_ALPHA;
+        for (next = at + 1; next < count; next++) {
+            if (!gains_alpha(&steps[at], &steps[next], alpha))
+                continue;
+            if (is_worth_it(&steps[at], &steps[next]))
+                break;
+            *stop = FQ_CHOOSE_PRICE;
+        }
+        if (next < count)
+            at = next;
+    } while (next < count);
+    return at;
+}
+
+/* ---- budget ------------------------------------------------------------------------------- */
+
+/* A step along one unit's hull. */
+struct segment {
+    size_t unit, from, to;
+    double slope; /* error taken away, a byte */
+};
+
+static double slope_of(const struct fq_choose_option *from, const struct fq_choose_option *to) {
+    return (from->error - to->error) / ((double)to->bytes - (double)from->bytes);
+}
+
+/* The cheapest option, of several the one with the least error. */
+static size_t cheapest(const struct fq_choose_unit *unit) {
+    size_t best = 0;
+
+    for (size_t i = 1; i < unit->count; i++) {
+        const struct fq_choose_option *a = &unit->options[i], *b = &unit->options[best];
+
+        if (a->bytes < b->bytes || (a->bytes == b->bytes && a->error < b->error))
+            best = i;
+    }
+    return best;
+}
+
+/* The hull's next corner after FROM: the steepest way down; SIZE_MAX at its end. */
+static size_t next_corner(const struct fq_choose_unit *unit, size_t from) {
+    size_t best = SIZE_MAX;
+    double steepest = 0;
+
+    for (size_t i = 0; i < unit->count; i++) {
+        const struct fq_choose_option *option = &unit->options[i];
+        double slope;
+
+        if (option->bytes <= unit->options[from].bytes ||
+            option->error >= unit->options[from].error)
+            continue;
+        slope = slope_of(&unit->options[from], option);
+        if (slope > steepest ||
+            (slope == steepest && best != SIZE_MAX && option->bytes > unit->options[best].bytes)) {
+            steepest = slope;
+            best = i;
+        }
+    }
+    return best;
+}
+
+static int steepest_first(const void *left, const void *right) {
+    const struct segment *a = left, *b = right;
+
+    if (a->slope != b->slope)
+        return a->slope > b->slope ? -1 : 1;
+    if (a->unit != b->unit)
+        return a->unit < b->unit ? -1 : 1;
+    return 0;
+}
+
+static uint64_t total_bytes(const struct fq_choose_unit *units, size_t count) {
+    uint64_t bytes = 0;
+
+    for (size_t u = 0; u < count; u++)
+        bytes += units[u].options[units[u].chosen].bytes;
+    return bytes;
+}
+
+static double total_error(const struct fq_choose_unit *units, size_t count) {
+    double error = 0;
+
+    for (size_t u = 0; u < count; u++)
+        error += units[u].options[units[u].chosen].error;
+    return error;
+}
+
+/* Down the hulls from the cheapest choices; *left is what remains of the budget. */
+static int walk_hulls(struct fq_choose_unit *units, size_t count, uint64_t *left,
+                      struct fq_error *err) {
+    size_t room = 0, found = 0;
+    struct segment *segments;
+
+    for (size_t u = 0; u < count; u++)
+        room += units[u].count;
+    segments = malloc(room * sizeof *segments + 1);
+    if (!segments)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory to choose among %zu options", room);
+    for (size_t u = 0; u < count; u++) {
+        size_t from = cheapest(&units[u]), to;
+
+        units[u].chosen = from;
+        for (; (to = next_corner(&units[u], from)) != SIZE_MAX; from = to)
+            segments[found++] =
+                (struct segment){.unit = u,
+                                 .from = from,
+                                 .to = to,
+                                 .slope = slope_of(&units[u].options[from], &units[u].options[to])};
+    }
+    qsort(segments, found, sizeof *segments, steepest_first);
+    for (size_t s = 0; s < found; s++) {
+        struct fq_choose_unit *unit = &units[segments[s].unit];
+        uint64_t more = unit->options[segments[s].to].bytes - unit->options[segments[s].from].bytes;
+
+        if (unit->chosen != segments[s].from || more > *left)
+            continue;
+        unit->chosen = segments[s].to;
+        *left -= more;
+    }
+    free(segments);
+    return 0;
+}
+
+/* Whatever improvement still fits, the best a byte first; one that costs nothing before all. */
+static void fill_up(struct fq_choose_unit *units, size_t count, uint64_t left) {
+    for (;;) {
+        size_t best_unit = SIZE_MAX, best_option = 0;
+        double steepest = 0;
+
+        for (size_t u = 0; u < count; u++) {
+            const struct fq_choose_option *now = &units[u].options[units[u].chosen];
+
+            for (size_t i = 0; i < units[u].count; i++) {
+                const struct fq_choose_option *option = &units[u].options[i];
+                double slope;
+
+                if (option->error >= now->error || option->bytes > now->bytes + left)
+                    continue;
+                slope = option->bytes <= now->bytes ? INFINITY : slope_of(now, option);
+                if (slope <= steepest)
+                    continue;
+                steepest = slope;
+                best_unit = u;
+                best_option = i;
+            }
+        }
+        if (best_unit == SIZE_MAX)
+            return;
+        left += units[best_unit].options[units[best_unit].chosen].bytes;
+        left -= units[best_unit].options[best_option].bytes;
+        units[best_unit].chosen = best_option;
+    }
+}
+
+/* What changing one unit's choice would do. */
+struct move {
+    size_t unit, option;
+    int64_t bytes; /* more, or less than 0 */
+    double error;  /* the same */
+};
+
+/* All moves that save bytes, or all that take error away.  Returns how many. */
+static size_t list_moves(const struct fq_choose_unit *units, size_t count, bool saving,
+                         struct move *moves) {
+    size_t found = 0;
+
+    for (size_t u = 0; u < count; u++) {
+        const struct fq_choose_option *now = &units[u].options[units[u].chosen];
+
+        for (size_t i = 0; i < units[u].count; i++) {
+            const struct fq_choose_option *option = &units[u].options[i];
+
+            if (saving ? option->bytes < now->bytes : option->error < now->error)
+                moves[found++] =
+                    (struct move){.unit = u,
+                                  .option = i,
+                                  .bytes = (int64_t)option->bytes - (int64_t)now->bytes,
+                                  .error = option->error - now->error};
+        }
+    }
+    return found;
+}
+
+/* Beyond so many options what single pairs can gain is lost in the sum. */
+#define EXCHANGE_OPTIONS_MAX 10000
+
+/*
+ * Takes bytes from one unit and gives them to another while that pays: the hulls' corners need not
+ * meet the budget, and few large units leave much of it.  Fills up after each exchange.
+ */
+static int exchange(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                    struct fq_error *err) {
+    size_t room = 0;
+    struct move *savings, *gains;
+
+    for (size_t u = 0; u < count; u++)
+        room += units[u].count;
+    if (room > EXCHANGE_OPTIONS_MAX)
+        return 0;
+    savings = malloc(2 * room * sizeof *savings + 1);
+    if (!savings)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory to choose among %zu options", room);
+    gains = savings + room;
+    for (;;) {
+        int64_t left = (int64_t)(budget - total_bytes(units, count));
+        size_t saving_count = list_moves(units, count, true, savings);
+        size_t gain_count = list_moves(units, count, false, gains);
+        const struct move *saving = NULL, *gain = NULL;
+        double best = -1e-12;
+
+        for (size_t s = 0; s < saving_count; s++)
+            for (size_t g = 0; g < gain_count; g++)
+                if (savings[s].unit != gains[g].unit && savings[s].bytes + gains[g].bytes <= left &&
+                    savings[s].error + gains[g].error < best) {
+                    best = savings[s].error + gains[g].error;
+                    saving = &savings[s];
+                    gain = &gains[g];
+                }
+        if (!saving)
+            break;
+        units[saving->unit].chosen = saving->option;
+        units[gain->unit].chosen = gain->option;
+        fill_up(units, count, budget - total_bytes(units, count));
+    }
+    free(savings);
+    return 0;
+}
+
+/* The unit's option nearest to one width and group: not narrower, not coarser where it can be. */
+static size_t nearest(const struct fq_choose_unit *unit, int bits, int64_t group) {
+    size_t best = SIZE_MAX;
+    int64_t wanted = group ? group : INT64_MAX, best_size = 0;
+    int best_bits = 0;
+
+    for (size_t i = 0; i < unit->count; i++) {
+        const struct fq_choose_option *option = &unit->options[i];
+        int64_t size = option->group ? option->group : unit->k;
+        bool closer;
+
+        if (option->asymmetric || option->bits < bits)
+            continue;
+        if (best == SIZE_MAX || option->bits != best_bits)
+            closer = best == SIZE_MAX || option->bits < best_bits;
+        else if (size <= wanted)
+            closer = best_size > wanted || size > best_size;
+        else
+            closer = best_size > wanted && size < best_size;
+        if (closer) {
+            best = i;
+            best_size = size;
+            best_bits = option->bits;
+        }
+    }
+    return best == SIZE_MAX ? cheapest(unit) : best;
+}
+
+/* Tries every width and group size that any unit has; leaves the best in the units' choices. */
+static void best_uniform(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                         struct fq_choose_uniform *uniform) {
+    *uniform = (struct fq_choose_uniform){.error = INFINITY};
+    for (size_t u = 0; u < count; u++) {
+        for (size_t i = 0; i < units[u].count; i++) {
+            const struct fq_choose_option *option = &units[u].options[i];
+            bool seen = false;
+            uint64_t bytes;
+            double error;
+
+            for (size_t v = 0; v < u && !seen; v++) /* another unit had it: tried already */
+                for (size_t j = 0; j < units[v].count && !seen; j++)
+                    seen = units[v].options[j].bits == option->bits &&
+                           units[v].options[j].group == option->group;
+            if (seen || option->asymmetric)
+                continue;
+            for (size_t v = 0; v < count; v++)
+                units[v].chosen = nearest(&units[v], option->bits, option->group);
+            bytes = total_bytes(units, count);
+            error = total_error(units, count);
+            if (bytes <= budget && error < uniform->error)
+                *uniform = (struct fq_choose_uniform){
+                    .bits = option->bits, .group = option->group, .bytes = bytes, .error = error};
+        }
+    }
+    for (size_t v = 0; uniform->bits && v < count; v++)
+        units[v].chosen = nearest(&units[v], uniform->bits, uniform->group);
+}
+
+int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                        struct fq_choose_uniform *uniform, struct fq_error *err) {
+    size_t *mixed = malloc(count * sizeof *mixed + 1);
+    uint64_t least = 0, left;
+    double error;
+    int rc;
+
+    for (size_t u = 0; u < count; u++)
+        least += units[u].options[cheapest(&units[u])].bytes;
+    if (!mixed) {
+        rc = fq_fail(err, FQ_NO_MEMORY, "no memory to choose for %zu matrices", count);
+        goto out;
+    }
+    if (least > budget) {
+        rc = fq_fail(err, FQ_INVALID,
+                     "the budget leaves %" PRIu64
+                     " bytes for the quantized weights, they need %" PRIu64 " at least",
+                     budget, least);
+        goto out;
+    }
+    left = budget - least;
+    if ((rc = walk_hulls(units, count, &left, err)) < 0)
+        goto out;
+    fill_up(units, count, left);
+    if ((rc = exchange(units, count, budget, err)) < 0)
+        goto out;
+    error = total_error(units, count);
+    for (size_t u = 0; u < count; u++)
+        mixed[u] = units[u].chosen;
+    best_uniform(units, count, budget, uniform);
+    if (uniform->bits) {
+        fill_up(units, count, budget - uniform->bytes);
+        if ((rc = exchange(units, count, budget, err)) < 0)
+            goto out;
+    }
+    if (!uniform->bits || error <= total_error(units, count))
+        for (size_t u = 0; u < count; u++)
+            units[u].chosen = mixed[u];
+out:
+    free(mixed);
+    return rc;
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Choosing group sizes and widths from numbers alone: the rule that stops at
+ * alpha, and the allocation under a budget.  Knows nothing of tensors; internal
+ * to model/.  Pure functions, any thread.
+ */
+#ifndef FQ_MODEL_QUANTIZE_CHOOSE_H
+#define FQ_MODEL_QUANTIZE_CHOOSE_H
+
+#include "error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Halvings of 2^24 down to 256, 128 where it is no halving, and so on to 16. */
+#define FQ_CHOOSE_GROUPS_MAX 32
+
+/*
+ * The group sizes worth trying for matrices of these K, which are to share one, the coarsest
+ * first: 0 (per channel), the halves of the smallest K down to 256, its half in any case, and the
+ * powers of two below.  Each is a multiple of 16, at least MIN_GROUP, and divides every K, as
+ * compressed-tensors and the kernels of vLLM ask.  Returns how many there are.
+ */
+size_t fq_choose_groups(const int64_t *k, size_t count, int64_t min_group,
+                        int64_t groups[FQ_CHOOSE_GROUPS_MAX]);
+
+/* A granularity: what it costs and what it leaves. */
+struct fq_choose_step {
+    int64_t group; /* weights; per channel is K here */
+    double bits;   /* of scales (and zero points) a weight */
+    double error;  /* to be expected, relative */
+};
+
+enum fq_choose_stop {
+    FQ_CHOOSE_FINEST, /* no finer candidate is there */
+    FQ_CHOOSE_ALPHA,  /* none gains alpha a halving */
+    FQ_CHOOSE_PRICE   /* one does, but its scales cost more than they are worth */
+};
+
+/*
+ * The paper's rule with a statistic that works: from the coarsest granularity on, take the next
+ * one that pays, until none does.  A step from error e to e' pays where
+ *   - it gains ALPHA for each halving of the group: e'/e ≤ (1 − ALPHA)^halvings, and
+ *   - the bits that its scales add are worth it: log2(e/e') ≥ added bits a weight.  A bit more in
+ *     every code would halve the error (6 dB a bit); a bit more in scales has to do that, too.
+ * Where the next candidate does not pay, a finer one still may: outliers in every eighth column
+ * make the first three halvings useless and the fourth a cure.
+ * Returns the index of the choice; *stop says why it went no further.
+ */
+size_t fq_choose_by_alpha(const struct fq_choose_step *steps, size_t count, double alpha,
+                          enum fq_choose_stop *stop);
+
+/* One way to store a unit (the matrices that share a scheme). */
+struct fq_choose_option {
+    int bits;
+    int64_t group; /* 0: per channel */
+    bool asymmetric;
+    uint64_t bytes;
+    double error; /* summed over the unit's matrices */
+};
+
+struct fq_choose_unit {
+    int64_t k; /* the largest of the unit, for what "per channel" compares as */
+    const struct fq_choose_option *options;
+    size_t count;  /* at least 1 */
+    size_t chosen; /* out */
+};
+
+/* The best choice of one width and one group size for all units within the budget. */
+struct fq_choose_uniform {
+    int bits;      /* 0: none fits */
+    int64_t group; /* 0: per channel */
+    uint64_t bytes;
+    double error;
+};
+
+/*
+ * Minimises the summed error with Σ bytes ≤ BUDGET: along the lower convex hulls of the units'
+ * options by gain a byte (which is optimal for every budget it exactly reaches), then whatever
+ * still fits, best gain a byte first, then exchanges between two units.  Never worse than the best
+ * uniform choice, which is tried as a start too.  -FQ_INVALID where even the smallest options
+ * exceed the budget: it names the least possible.
+ */
+int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                        struct fq_choose_uniform *uniform, struct fq_error *err);
+
+#endif

@@ -1,0 +1,391 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What finequant-quantize chooses, against numpy: the statistic and the rule of --group auto,
+budgets, rules by name, tensors of experts, and weights that are no numbers.  Errors and bytes are
+counted here, from the files."""
+import json
+import math
+import os
+import pty
+import re
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+from checkpoint import (PROGRAM, dequantize, quantize, read_checkpoint, read_quantization, relative,
+                        scheme_of, write_checkpoint)
+
+
+def run(*arguments):
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True)
+
+
+def matrices_of(out):
+    """Counted from the files: {module: (bits, group, bytes, dequantized)}."""
+    tensors, quantization = read_checkpoint(out), read_quantization(out)
+    found = {}
+    for name in tensors:
+        if not name.endswith(".weight_packed"):
+            continue
+        module = name[:-len(".weight_packed")]
+        scheme = scheme_of(quantization, module)
+        size = sum(array.nbytes for key, array in tensors.items()
+                   if key.startswith(module + ".weight_"))
+        found[module] = (scheme["num_bits"], scheme["group_size"], size,
+                         dequantize(tensors, quantization, module))
+    return found
+
+
+def summed_error(tensors, found):
+    return sum(relative(tensors[module + ".weight"], entry[3]) for module, entry in found.items())
+
+
+# ---- the statistic and the rule, written again ---------------------------------------------------
+
+
+def candidates(k, least):
+    groups, half = [k], k
+    while half % 2 == 0 and (half == k or half > 256):
+        half //= 2
+        if half % 16 == 0 and half >= least:
+            groups.append(half)
+    return groups + [g for g in (256, 128, 64, 32, 16)
+                     if least <= g < groups[-1] and k % g == 0]
+
+
+def expected_error(weights, group, bits):
+    weights = weights.astype(np.float64)
+    largest = np.abs(weights).reshape(len(weights), -1, group).max(axis=2)
+    step = 2 * largest / (2 ** bits - 1)
+    return math.sqrt((step ** 2).mean() / 12 / (weights ** 2).mean())
+
+
+def choose(weights, bits, alpha, least):
+    groups = candidates(weights.shape[1], least)
+    errors = [expected_error(weights, g, bits) for g in groups]
+    at = 0
+    while True:
+        for i in range(at + 1, len(groups)):
+            halvings = math.log2(groups[at] / groups[i])
+            bits_more = 16 / groups[i] - 16 / groups[at]
+            if (errors[i] <= errors[at] * (1 - alpha) ** halvings
+                    and errors[i] <= errors[at] * 2 ** -bits_more):
+                at = i
+                break
+        else:
+            return groups[at]
+
+
+def check_auto(work, random):
+    tensors = {
+        "plain.weight": random.normal(0, 1, (24, 512)),
+        "tails.weight": random.standard_t(3, (24, 768)),
+        "columns.weight": random.normal(0, 1, (24, 1024)),
+        "spread.weight": random.normal(0, 1, (24, 512)),
+        "flat.weight": random.choice((-1.0, 1.0), (24, 512)),
+        "odd.weight": random.normal(0, 1, (24, 100)),
+    }
+    tensors["columns.weight"][:, 300] *= 40
+    tensors["spread.weight"][:, ::64] *= 30  # the first three halvings find one in each half
+    tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
+    source = os.path.join(work, "auto-in")
+    write_checkpoint(source, tensors)
+    chosen = set()
+    for number, (bits, alpha, least) in enumerate(((4, 0.02, 16), (4, 0.12, 16), (3, 0.02, 64),
+                                                   (8, 0, 16), (4, 0.9, 16))):
+        out = os.path.join(work, f"auto-{number}")
+        report = quantize(source, out, "--bits", str(bits), "--alpha", str(alpha), "--min-group",
+                          str(least), "--scale", "absmax")
+        for layer in report["matrices"]:
+            if layer["kept_dense"]:
+                assert bits == 3
+                continue
+            weights = tensors[layer["name"] + ".weight"]
+            wanted = choose(weights, bits, alpha, least)
+            assert layer["group"] == wanted, (layer, wanted, alpha)
+            chosen.add(wanted if wanted < weights.shape[1] else 0)
+    assert len(chosen) >= 4, chosen  # else nothing was put to the test
+    plan = run(source, os.path.join(work, "none"), "--dry-run", "--explain", "--quiet").stdout
+    for name, array in tensors.items():
+        assert name[:-len(".weight")] in plan
+        for group in candidates(array.shape[1], 16):
+            assert f"{expected_error(array, group, 4):.4f}" in plan, (name, group)
+    assert not os.path.exists(os.path.join(work, "none"))
+
+
+# ---- outliers in few matrices, after the paper's failure -----------------------------------------
+
+
+def planted(random, count=48, spoilt=(7, 30), n=64, k=1024):
+    tensors = {f"m.{i}.weight": random.normal(0, 0.02, (n, k)).astype(np.float32)
+               for i in range(count)}
+    clean = {name: array.copy() for name, array in tensors.items()}
+    for i in spoilt:
+        tensors[f"m.{i}.weight"][:, random.integers(k)] = 0.02 * 40 * random.choice((-1, 1), n)
+    return tensors, clean
+
+
+def check_outliers(work, random):
+    tensors, clean = planted(random)
+    results = {}
+    for what, weights, arguments in (("channel", tensors, ("--group", "channel")),
+                                     ("clean", clean, ("--group", "channel")),
+                                     ("auto", tensors, ("--alpha", "0.15"))):
+        source = os.path.join(work, f"planted-{what}")
+        write_checkpoint(source, weights)
+        quantize(source, source + "-out", *arguments)
+        found = matrices_of(source + "-out")
+        results[what] = (found, summed_error(weights, found), sum(m[2] for m in found.values()))
+    spoilt = [relative(tensors[f"m.{i}.weight"], results["channel"][0][f"m.{i}"][3])
+              for i in (7, 30)]
+    assert min(spoilt) > 4 * results["clean"][1] / 48, spoilt  # it collapses
+    lost = results["channel"][1] - results["clean"][1]
+    recovered = (results["channel"][1] - results["auto"][1]) / lost
+    refined = sorted(name for name, entry in results["auto"][0].items() if entry[1])
+    assert recovered >= 0.94, recovered
+    assert results["auto"][2] <= 1.01 * results["channel"][2]
+    assert set(refined) >= {"m.7", "m.30"} and len(refined) <= 4, refined
+
+
+# ---- budgets -------------------------------------------------------------------------------------
+
+
+def mixture(random):
+    tensors = {}
+    for i in range(10):
+        k = (256, 384, 1024)[i % 3]
+        weights = random.normal(0, 1, (48, k)) if i % 2 else random.standard_t(4, (48, k))
+        if i in (2, 5):
+            weights[:, 17] *= 25
+        tensors[f"l.{i}.weight"] = weights.astype(np.float32)
+    tensors["norm.weight"] = np.ones(64, np.float32)
+    tensors["embed.weight"] = random.normal(0, 1, (20, 64)).astype(np.float32)
+    return tensors
+
+
+def check_budget(work, random):
+    tensors = mixture(random)
+    source = os.path.join(work, "budget-in")
+    write_checkpoint(source, tensors)
+    dense = tensors["norm.weight"].nbytes + tensors["embed.weight"].nbytes
+    uniform = {}
+    for bits in (8, 4, 3):
+        for group in ("channel", "128", "64", "32", "16"):
+            out = os.path.join(work, f"uniform-{bits}-{group}")
+            quantize(source, out, "--bits", str(bits), "--group", group)
+            found = matrices_of(out)
+            uniform[bits, group] = (sum(m[2] for m in found.values()), summed_error(tensors, found))
+    for (bits, group), (allowed, error) in uniform.items():
+        for fixed in ((), ("--bits", str(bits))):
+            out = os.path.join(work, f"budget-{bits}-{group}-{len(fixed)}")
+            report = quantize(source, out, "--budget", str(allowed + dense), *fixed)
+            found = matrices_of(out)
+            mine = summed_error(tensors, found)
+            assert sum(m[2] for m in found.values()) == report["bytes_after"] <= allowed
+            assert report["budget"]["allowed"] == allowed
+            assert mine <= error * (1 + 1e-6), (bits, group, fixed, mine, error)
+            assert group in ("channel", "16") or mine < 0.99 * error, (bits, group, mine, error)
+            assert abs(report["budget"]["error"] - mine) < 1e-5 * mine
+            assert report["budget"]["uniform_bytes"] <= allowed
+            named = report["budget"]["uniform_error"]
+            assert mine <= named * (1 + 1e-6) and named <= error * (1 + 1e-6), (mine, named, error)
+            assert not fixed or all(m[0] == bits for m in found.values())
+    weights = sum(a.size for name, a in tensors.items() if name.startswith("l."))
+    for width in (3.3, 4.6, 6):
+        out = os.path.join(work, f"width-{width}")
+        quantize(source, out, "--bits-per-weight", str(width))
+        found = matrices_of(out)
+        spent = 8 * sum(m[2] for m in found.values()) / weights
+        assert 0.97 * width < spent <= width, (width, spent)
+        assert len({m[:2] for m in found.values()}) > 1
+    small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
+    assert small.returncode == 3 and "at least" in small.stderr, small
+    assert not os.path.exists(os.path.join(work, "small"))
+
+
+# ---- rules ---------------------------------------------------------------------------------------
+
+
+def check_rules(work, random):
+    def normal(*shape):
+        return random.normal(0, 1, shape).astype(np.float32)
+
+    tensors = {"model.embed_tokens.weight": normal(40, 256), "lm_head.weight": normal(40, 256),
+               "model.norm.weight": np.ones(256, np.float32)}
+    for i in range(2):
+        layer = f"model.layers.{i}."
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
+            tensors[layer + name + ".weight"] = normal(32, 256)
+    tensors["model.layers.0.self_attn.k_proj.weight"][:, 9] *= 50
+    tensors["model.layers.0.mlp.experts.gate_up_proj"] = normal(3, 64, 256)
+    tensors["model.layers.0.mlp.experts.down_proj"] = normal(3, 256, 32)
+    tensors["model.layers.1.conv.weight"] = normal(8, 4, 32)  # three axes, but no experts
+    source = os.path.join(work, "rules-in")
+    write_checkpoint(source, tensors)
+
+    out = os.path.join(work, "rules-default")
+    quantize(source, out, "--group", "auto")
+    found, after = matrices_of(out), read_checkpoint(out)
+    experts = [f"model.layers.0.mlp.experts.{e}.{part}" for e in range(3)
+               for part in ("gate_proj", "up_proj", "down_proj")]
+    attention = [f"model.layers.{i}.self_attn.{c}_proj" for i in range(2) for c in "qkvo"]
+    assert sorted(found) == sorted(experts + attention)
+    ignore = read_quantization(out)["ignore"]
+    for name in ("model.embed_tokens", "lm_head", "model.layers.1.conv"):
+        assert np.array_equal(after[name + ".weight"], tensors[name + ".weight"])
+        assert name in ignore
+    fused = tensors["model.layers.0.mlp.experts.gate_up_proj"]
+    for e in range(3):  # each expert's rows are its own
+        for part, rows in (("gate_proj", fused[e, :32]), ("up_proj", fused[e, 32:]),
+                           ("down_proj", tensors["model.layers.0.mlp.experts.down_proj"][e])):
+            assert relative(rows, found[f"model.layers.0.mlp.experts.{e}.{part}"][3]) < 0.2
+    assert len({found[name][:2] for name in experts}) == 1  # vLLM's one scheme for all experts
+    qkv = {found[f"model.layers.0.self_attn.{c}_proj"][:2] for c in "qkv"}
+    assert len(qkv) == 1 and qkv != {found["model.layers.1.self_attn.q_proj"][:2]}
+    targets = [t for g in read_quantization(out)["config_groups"].values() for t in g["targets"]]
+    assert sorted(targets) == sorted(found)  # several schemes: names alone
+    again = run("inspect", out, "--against", source, "--json")
+    errors = {m["name"]: m["error"] for m in json.loads(again.stdout)["matrices"]}
+    for e in range(3):
+        name = f"model.layers.0.mlp.experts.{e}.up_proj"
+        assert abs(errors[name] - relative(fused[e, 32:], found[name][3])) < 1e-9
+
+    transposed = os.path.join(work, "rules-llama4")  # its experts are [E, K, N]
+    write_checkpoint(transposed, tensors, model_type="llama4")
+    quantize(transposed, transposed + "-out")
+    assert sorted(matrices_of(transposed + "-out")) == sorted(attention)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    assert np.array_equal(read_checkpoint(transposed + "-out")[name], tensors[name])
+    assert name in read_quantization(transposed + "-out")["ignore"]
+
+    cases = {
+        ("--exclude", "*.o_proj"): set(found) - {n for n in found if n.endswith("o_proj")},
+        ("--exclude", "*", "--include", "*.layers.1.*proj"): {n for n in found if ".1.self" in n},
+        ("--include", "lm_head"): set(found) | {"lm_head"},
+        ("--include", "lm_head", "--exclude", "*head"): set(found),
+    }
+    for number, (arguments, wanted) in enumerate(cases.items()):
+        out = os.path.join(work, f"rules-{number}")
+        quantize(source, out, *arguments)
+        assert set(matrices_of(out)) == wanted, arguments
+        head = "lm_head" in read_quantization(out)["ignore"]
+        assert head == ("lm_head" not in wanted)
+
+    out = os.path.join(work, "rules-override")
+    quantize(source, out, "--override", "*q_proj=8,32", "--override", "*.1.self_attn.q_proj=3,channel",
+             "--group", "64")
+    found = matrices_of(out)
+    assert found["model.layers.0.self_attn.q_proj"][:2] == (8, 32)
+    assert found["model.layers.1.self_attn.q_proj"][:2] == (3, None)
+    assert found["model.layers.0.self_attn.k_proj"][:2] == (4, 64)
+
+    for arguments in (("--exclude", "nothing.*"), ("--override", "norm=4,64"), ("--exclude", "*")):
+        refused = quantize(source, os.path.join(work, "no"), *arguments, check=False)
+        assert refused.returncode == 3 and refused.stderr.count("\n") == 1, refused
+        assert not os.path.exists(os.path.join(work, "no"))
+
+    plan = run(source, os.path.join(work, "no"), "--dry-run")
+    assert plan.returncode == 0 and not os.path.exists(os.path.join(work, "no"))
+    report = quantize(source, os.path.join(work, "real"))
+    assert f"all tensors {report['tensor_bytes_before'] / 1e6:.1f} -> " \
+           f"{report['tensor_bytes_after'] / 1e6:.1f} MB" in plan.stdout
+    assert plan.stderr.count("\n") == len(report["matrices"])
+
+
+# ---- NaN and infinities --------------------------------------------------------------------------
+
+
+def check_nonfinite(work, random):
+    tensors = {f"l.{i}.weight": random.normal(0, 1, (8, 64)).astype(np.float32) for i in range(4)}
+    tensors["l.1.weight"][2, 5] = np.nan
+    tensors["l.3.weight"][1, 1] = -np.inf
+    source = os.path.join(work, "nan-in")
+    write_checkpoint(source, tensors)
+    out = os.path.join(work, "nan-out")
+    refused = run(source, out, "--quiet")
+    assert refused.returncode == 3, refused
+    lines = refused.stderr.splitlines()
+    assert len(lines) == 3 and "'l.1.weight': row 2, column 5 is NaN" in lines[0], lines
+    assert "'l.3.weight': row 1, column 1 is infinite" in lines[1], lines
+    assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+    assert run(source, out, "--group", "64", "--quiet").returncode == 3
+    assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+    quantize(source, out, "--allow-nonfinite", "--bits", "8")
+    found = matrices_of(out)
+    assert found["l.1"][3][2, 5] == 0
+    largest = np.abs(tensors["l.3.weight"][1][np.isfinite(tensors["l.3.weight"][1])]).max()
+    assert abs(found["l.3"][3][1, 1] + largest) < 0.02 * largest
+
+
+# ---- progress ------------------------------------------------------------------------------------
+
+
+def check_bar(work):
+    """On a terminal a bar with the rate and the time left, else a line a layer (check_rules)."""
+    controller, terminal = pty.openpty()
+    out = os.path.join(work, "bar")
+    process = subprocess.Popen([PROGRAM, os.path.join(work, "budget-in"), out], stderr=terminal,
+                               stdout=subprocess.DEVNULL)
+    os.close(terminal)
+    said = b""
+    while True:
+        try:
+            said += os.read(controller, 65536)
+        except OSError:  # EIO: the other end is closed
+            break
+    os.close(controller)
+    assert process.wait() == 0
+    steps = said.decode().split("\r")
+    assert any(re.search(r"looking \[#*\.*\] +\d+%.* [\d.]+ GB/s, \d+:\d\d left", s) for s in steps)
+    assert any(re.search(r"writing \[#{30}\] 100%, 10 of 10 layers", s) for s in steps), steps[-3:]
+    assert "\n" not in said.decode()
+
+
+# ---- inspect -------------------------------------------------------------------------------------
+
+
+def check_inspect(work):
+    source, out = os.path.join(work, "budget-in"), os.path.join(work, "width-4.6")
+    tensors, found = read_checkpoint(source), matrices_of(out)
+    picture = os.path.join(work, "picture.svg")
+    shown = run("inspect", out, "--against", source, "--json", "--svg", picture)
+    report = json.loads(shown.stdout)
+    assert len(report["matrices"]) == len(found)
+    for matrix in report["matrices"]:
+        bits, group, size, dequantized = found[matrix["name"]]
+        assert matrix["bits"] == bits and matrix["group"] in (group, matrix["k"])
+        assert matrix["code_bytes"] + matrix["scale_bytes"] + matrix["zero_bytes"] + 16 == size
+        error = relative(tensors[matrix["name"] + ".weight"], dequantized)
+        assert abs(matrix["error"] - error) < 1e-9
+    assert report["dense_bytes"] == tensors["norm.weight"].nbytes + tensors["embed.weight"].nbytes
+    with open(picture) as file:
+        drawn = file.read()
+    import xml.etree.ElementTree
+    root = xml.etree.ElementTree.fromstring(drawn)
+    texts = [e.text for e in root.iter() if e.tag.endswith("text")]
+    assert sum("layer " in (t or "") for t in texts) == len(found)
+    for matrix in report["matrices"]:
+        assert f"{matrix['error'] * 100:.2f}%" in texts
+    table = run("inspect", out).stdout.splitlines()
+    assert len(table) == len(found) + 2 and "error" not in table[0]
+    wrong = run("inspect", out, "--against", os.path.join(work, "nan-in"))
+    assert wrong.returncode == 3 and wrong.stderr.count("\n") == 1, wrong
+    assert run("inspect", source).returncode == 3  # nothing quantized there
+
+
+def main():
+    random = np.random.default_rng(11)
+    with tempfile.TemporaryDirectory() as work:
+        check_auto(work, random)
+        check_outliers(work, random)
+        check_budget(work, random)
+        check_rules(work, random)
+        check_nonfinite(work, random)
+        check_bar(work)
+        check_inspect(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
