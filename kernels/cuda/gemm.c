@@ -141,8 +141,11 @@ static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
 
 #define DECODE_STRIPS  8 /* of a worker: hopper-decode.cuh */
 #define PREFILL_STRIPS 4 /* hopper-prefill.cuh */
-/* About what the adding up of a split block takes, in units of K. */
+/* Parts that a block is cut into where blocks are few, and about what adding them up takes, in
+ * units of K: the sums of a prefill block are 128 KiB a CTA, of which one CTA reads all parts. */
+#define DECODE_PARTS        16
 #define DECODE_SPLIT_UNITS  4
+#define PREFILL_PARTS       2
 #define PREFILL_SPLIT_UNITS 16
 
 static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
@@ -153,9 +156,9 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
     int status = 0;
 
     set_slots(launch, unit_tiles);
-    launch->shares = fq_cuda_share_out(blocks_along_w(launch, DECODE_STRIPS),
-                                       (w->tiles + unit_tiles - 1) / unit_tiles,
-                                       cuda->processors / FQ_CUDA_CLUSTER, DECODE_SPLIT_UNITS);
+    launch->shares = fq_cuda_share_out(
+        blocks_along_w(launch, DECODE_STRIPS), (w->tiles + unit_tiles - 1) / unit_tiles,
+        cuda->processors / FQ_CUDA_CLUSTER, DECODE_PARTS, DECODE_SPLIT_UNITS);
     if (launch->m > 16) {
         struct fq_cuda_arrange arrange = {
             .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
@@ -217,9 +220,9 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
     launch->block_m = choose_block_m(launch->m);
     launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
     set_slots(launch, 1);
-    launch->shares =
-        fq_cuda_share_out(launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m),
-                          w->tiles, cuda->processors / FQ_CUDA_CLUSTER, PREFILL_SPLIT_UNITS);
+    launch->shares = fq_cuda_share_out(
+        launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m), w->tiles,
+        cuda->processors / FQ_CUDA_CLUSTER, PREFILL_PARTS, PREFILL_SPLIT_UNITS);
     if (!aligned(launch->x) || launch->x_stride % 8) {
         int64_t stride = align_row(w->k);
 

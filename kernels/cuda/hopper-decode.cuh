@@ -35,6 +35,8 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int CTAS = DIRECT ? 2 : 1;                   /* that fit a multiprocessor */
     static constexpr int SHARED = DIRECT ? 112 << 10 : 226 << 10; /* bytes of each, at most */
     static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
+    static constexpr int TOGETHER =
+        N == 8 ? KT : 1; /* tiles at a time, by the registers there are */
     static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip in a stage */
     /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows,
      * by which ldmatrix hits all banks, or tiles as wgmma wants them. */
@@ -218,40 +220,68 @@ template <class S, class T> class decoder {
             sums[j] = fmaf(part[j], j & 2 ? scale.y : scale.x, sums[j]);
     }
 
-    /* One tile by mma.sync: for few rows of X, half of what the narrowest wgmma costs. */
-    template <int SEGMENTS, bool ZEROS>
+    /*
+     * TILES tiles from `of` on by mma.sync: for few rows of X, half of what the narrowest wgmma
+     * costs.  What comes from shared memory is asked for ahead of its use, and the products of
+     * several tiles do not wait for each other.
+     */
+    template <int TILES, int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void
-    sum_tile_directly(float (&sums)[S::QUADS * 4], const lane_place &at, uint32_t stage, int of,
-                      const group_phase &groups, bool bf16_scales) const {
-        constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS;
-        const lane_codes<S::BITS> codes =
-            load_codes<S::BITS>(at.codes + stage + of * FQ_CUDA_TILE_BYTES(S::BITS));
-        uint32_t x[S::QUADS][4]; /* two steps */
+    sum_tiles_directly(float (&sums)[S::QUADS * 4], const lane_place &at, uint32_t stage, int of,
+                       const group_phase &groups, bool bf16_scales) const {
+        constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS; /* of a segment */
+        lane_codes<S::BITS> codes[TILES];
+        uint32_t x[TILES][S::QUADS][4]; /* two steps */
+        float part[TILES][S::QUADS][4];
 
 #pragma unroll
+        for (int t = 0; t < TILES; t++)
+            codes[t] =
+                load_codes<S::BITS>(at.codes + stage + (of + t) * FQ_CUDA_TILE_BYTES(S::BITS));
+#pragma unroll
         for (int segment = 0; segment < SEGMENTS; segment++) {
-            const int slot = groups.slot(of * FQ_CUDA_STEPS + segment * STEPS);
-            const float2 scale = load_scales(at, stage, slot, bf16_scales);
-            const zero_terms<S::BITS, T> zero = load_zeros<ZEROS>(at, stage, slot);
-            float part[S::QUADS][4];
+            zero_terms<S::BITS, T> zero[TILES];
+            uint32_t scale[TILES];
 
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                const int slot = groups.slot((of + t) * FQ_CUDA_STEPS + segment * STEPS);
+
+                scale[t] = lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES);
+                zero[t] = load_zeros<ZEROS>(at, stage, slot);
+            }
 #pragma unroll
             for (int s = 0; s < STEPS; s++) {
                 const int step = segment * STEPS + s;
-                uint32_t a[4];
 
-                fragment<S::BITS, T>(a, codes, step, zero);
 #pragma unroll
-                for (int j = 0; j < S::QUADS; j++) {
-                    if (step % 2 == 0)
-                        ldmatrix_x4(x[j], at.x + stage + j * 8 * S::X_PITCH + of * 128 + step * 32);
-                    if (s == 0)
-                        T::mma_first(part[j], a, x[j][step % 2 * 2], x[j][step % 2 * 2 + 1]);
-                    else
-                        T::mma(part[j], a, x[j][step % 2 * 2], x[j][step % 2 * 2 + 1]);
+                for (int t = 0; t < TILES; t++)
+#pragma unroll
+                    for (int j = 0; j < S::QUADS; j++)
+                        if (step % 2 == 0)
+                            ldmatrix_x4(x[t][j], at.x + stage + j * 8 * S::X_PITCH +
+                                                     (of + t) * 128 + step * 32);
+#pragma unroll
+                for (int t = 0; t < TILES; t++) {
+                    uint32_t a[4];
+
+                    fragment<S::BITS, T>(a, codes[t], step, zero[t]);
+#pragma unroll
+                    for (int j = 0; j < S::QUADS; j++) {
+                        const uint32_t low = x[t][j][step % 2 * 2],
+                                       high = x[t][j][step % 2 * 2 + 1];
+
+                        if (s == 0)
+                            T::mma_first(part[t][j], a, low, high);
+                        else
+                            T::mma(part[t][j], a, low, high);
+                    }
                 }
             }
-            add_scaled(sums, reinterpret_cast<float(&)[S::QUADS * 4]>(part), scale);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                add_scaled(sums, reinterpret_cast<float(&)[S::QUADS * 4]>(part[t]),
+                           unpack_scales(scale[t], bf16_scales));
         }
     }
 
@@ -303,13 +333,16 @@ template <class S, class T> class decoder {
             const uint32_t stage = place.stage * stage_bytes;
 
             mbarrier_wait(full_of(place), place.parity);
-#pragma unroll
-            for (int of = 0; of < S::KT; of++) {
-                if (of > 0 && of >= tiles)
-                    break;
-                if constexpr (S::DIRECT)
-                    sum_tile_directly<SEGMENTS, ZEROS>(sums, at, stage, of, groups, bf16_scales);
+            if constexpr (S::DIRECT) {
+                if (S::TOGETHER > 1 && SEGMENTS == 1 && tiles >= S::TOGETHER)
+                    sum_tiles_directly<S::TOGETHER, SEGMENTS, ZEROS>(sums, at, stage, 0, groups,
+                                                                     bf16_scales);
                 else
+                    for (int of = 0; of < S::KT && of < tiles; of++)
+                        sum_tiles_directly<1, SEGMENTS, ZEROS>(sums, at, stage, of, groups,
+                                                               bf16_scales);
+            } else {
+                for (int of = 0; of < S::KT && of < tiles; of++)
                     sum_tile<SEGMENTS, ZEROS>(sums, at, stage, of, groups, bf16_scales);
             }
             release(place);

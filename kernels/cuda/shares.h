@@ -92,11 +92,9 @@ static FQ_HOST_DEVICE int fq_cuda_first_worker(const struct fq_cuda_shares *shar
     return fq_cuda_run_of(shares, (block - shares->whole) * shares->units);
 }
 
-#define FQ_CUDA_PARTS_MAX 4 /* that a block is cut into where blocks are few */
-
-/* Deals `blocks` blocks of `units` units to at most so many workers.  A split costs as much as
- * `split_units` units do. */
-static inline struct fq_cuda_shares fq_cuda_share_out(int blocks, int units, int workers,
+/* Deals `blocks` blocks of `units` units to at most so many workers, and where blocks are few, at
+ * most `parts` for each.  A split costs about as much as `split_units` units do. */
+static inline struct fq_cuda_shares fq_cuda_share_out(int blocks, int units, int workers, int parts,
                                                       int split_units) {
     struct fq_cuda_shares shares = {blocks, units, workers, 0, 0, 0};
     int64_t all = (int64_t)blocks * units;
@@ -104,8 +102,8 @@ static inline struct fq_cuda_shares fq_cuda_share_out(int blocks, int units, int
 
     if (all < shares.workers)
         shares.workers = (int)all;
-    if ((int64_t)blocks * FQ_CUDA_PARTS_MAX < shares.workers)
-        shares.workers = blocks * FQ_CUDA_PARTS_MAX;
+    if ((int64_t)blocks * parts < shares.workers)
+        shares.workers = blocks * parts;
     rounds = (blocks + shares.workers - 1) / shares.workers;
     if ((int64_t)rounds * units <= all / shares.workers + split_units)
         shares.whole = blocks; /* workers that are idle at the end cost less */
