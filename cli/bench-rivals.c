@@ -89,6 +89,11 @@ void bench_sgemm(int64_t m, int64_t n, int64_t k, const float *x, const float *w
                  int threads) {
 #ifdef HAVE_OPENBLAS
     openblas_set_num_threads(threads);
+    if (m == 1) {
+        cblas_sgemv(CblasRowMajor, CblasNoTrans, (blasint)n, (blasint)k, 1, w, (blasint)k, x, 1, 0,
+                    y, 1);
+        return;
+    }
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)m, (blasint)n, (blasint)k, 1, x,
                 (blasint)k, w, (blasint)k, 0, y, (blasint)n);
 #else

@@ -94,7 +94,7 @@ void bench_print_field(FILE *out, double value);
 /* Reads every byte once with the widest loads of this processor, on that many threads.  Returns a
  * value that depends on all of them. */
 uint64_t bench_read(const void *from, size_t bytes, int threads);
-/* False where this build has no OpenBLAS.  Y[m][n] = X[m][k]·W[n][k]ᵀ. */
+/* False where this build has no OpenBLAS.  Y[m][n] = X[m][k]·W[n][k]ᵀ, by sgemv for one row. */
 bool bench_has_sgemm(void);
 void bench_sgemm(int64_t m, int64_t n, int64_t k, const float *x, const float *w, float *y,
                  int threads);
