@@ -201,7 +201,8 @@ cudaError_t fq_cuda_synthetic_groups(const struct fq_cuda_synthetic *from, int b
 /* The machine code that runs: 90 for sm_90. */
 cudaError_t fq_cuda_prepack_version(int *version);
 
-/* Up to FQ_DECODE_ROWS rows of `count` two-byte elements, each to rows[i] = to + i · stride. */
+/* Up to FQ_DECODE_ROWS rows of `count` two-byte elements, row i to to + i · stride; zeros between.
+ */
 struct fq_cuda_gather {
     const void *rows[FQ_DECODE_ROWS];
     uint16_t *to;

@@ -12,7 +12,7 @@
 
 /*                      NT RW WN WM KT STAGES */
 using decode_8 = tiling<1, 1, 4, 1, 2, 4, true>;
-using decode_16 = tiling<2, 2, 4, 1, 2, 3, true>;
+using decode_16 = tiling<2, 2, 4, 1, 1, 4, true>;
 using decode_32 = tiling<4, 2, 4, 1, 1, 4, true>;
 using decode_64 = tiling<8, 2, 8, 1, 1, 3, true>;
 

@@ -132,16 +132,6 @@ static void set_slots(struct fq_cuda_launch *launch, int tiles) {
     }
 }
 
-static void set_shares(struct fq_cuda_launch *launch, int blocks, int units, int processors) {
-    int64_t total = (int64_t)blocks * units;
-    int workers = processors / FQ_CUDA_CLUSTER;
-
-    launch->shares.blocks = blocks;
-    launch->shares.units = units;
-    launch->shares.workers = total < workers ? (int)total : workers;
-    launch->shares.whole = fq_cuda_whole_blocks(blocks, launch->shares.workers);
-}
-
 /* Blocks along W where a worker has `strips` strips of it, a gate's included. */
 static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
     int all = launch->w.strips * (launch->gate.codes ? 2 : 1);
@@ -156,12 +146,13 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
                                 struct fq_error *err) {
     const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
     const struct fq_cuda_matrix *w = &launch->w;
-    int unit_tiles = w->bits == 8 ? 1 : 2;
+    int unit_tiles = w->bits == 8 ? 1 : 2; /* KT of hopper-decode.cuh */
     int status = 0;
 
     set_slots(launch, unit_tiles);
-    set_shares(launch, blocks_along_w(launch, DECODE_STRIPS),
-               (w->tiles + unit_tiles - 1) / unit_tiles, cuda->processors);
+    launch->shares = fq_cuda_share_out(blocks_along_w(launch, DECODE_STRIPS),
+                                       (w->tiles + unit_tiles - 1) / unit_tiles,
+                                       cuda->processors / FQ_CUDA_CLUSTER);
     if (launch->m > 16) {
         struct fq_cuda_arrange arrange = {
             .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
@@ -223,8 +214,9 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
     launch->block_m = choose_block_m(launch->m);
     launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
     set_slots(launch, 1);
-    set_shares(launch, launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m),
-               w->tiles, cuda->processors);
+    launch->shares =
+        fq_cuda_share_out(launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m),
+                          w->tiles, cuda->processors / FQ_CUDA_CLUSTER);
     if (!aligned(launch->x) || launch->x_stride % 8) {
         int64_t stride = align_row(w->k);
 
@@ -298,7 +290,7 @@ static void set_rows(struct fq_cuda_launch *launch, int m, const void *x, int64_
 static int decode_gathered(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                            struct fq_error *err) {
     struct fq_cuda_gather gather = {
-        .stride = align_row(launch->w.k), .count = launch->w.k, .m = launch->m};
+        .stride = (int64_t)launch->w.tiles * FQ_CUDA_TILE, .count = launch->w.k, .m = launch->m};
     int status;
 
     status = grow_scratch(stream, (uint64_t)gather.m * gather.stride * 2, err);
@@ -324,7 +316,7 @@ static int decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch, 
     if (hopper && launch->m > 16) /* the rows are arranged, wherever they lie */
         return launch_gemm(stream, launch, err);
     for (int i = 0; hopper && i < launch->m; i++)
-        gather |= !aligned(launch->x_rows[i]);
+        gather |= !aligned(launch->x_rows[i]) || launch->w.k % FQ_CUDA_TILE;
     return gather ? decode_gathered(stream, launch, err) : launch_gemm(stream, launch, err);
 }
 

@@ -5,16 +5,15 @@
  * A CTA sums 256 rows of W: four consumer warpgroups of one strip each, or, for a
  * gated pair, two of the gate's strips and two of the same rows of W.  The other
  * CTA of the worker (shares.h) has the next 256 rows and the same units of K.  W is
- * wgmma's register operand, X its shared one, so that the rows of X are columns and
- * a narrow wgmma costs no more than its rows are worth.  Sums of a group are
- * scaled in fp32.  A wgmma of any width sums a column alike, and shares do not
- * depend on m: a row's bits are the same alone and among 63 others.
+ * the register operand of the tensor cores, rows of X are columns of theirs.  Sums of
+ * a group are scaled in fp32.  mma.sync and wgmma of any width sum a column alike, and
+ * shares do not depend on m: a row's bits are the same alone and among 63 others.
  *
- * Up to 16 rows, X comes straight from the rows by the producer's cp.async, and the
- * kernel takes half of a multiprocessor, so that the next one of the stream can
- * fill its stages while this one ends.  With more rows, X would be read from L2 as
- * often as there are CTAs, and that would take as long as W does: it is first
- * arranged (rows.cu) and then sent to both CTAs of the cluster at once.
+ * Up to 16 rows, X comes straight from the rows and mma.sync multiplies; the kernel
+ * takes half of a multiprocessor, so that the next one of the stream can fill its
+ * stages while this one ends.  With more rows, X would be read from L2 as often as
+ * there are CTAs, and that would take as long as W does: it is first arranged
+ * (rows.cu), then sent to both CTAs of the cluster at once, and multiplied by wgmma.
  */
 #ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
 #define FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
@@ -24,20 +23,25 @@
 /* N: rows of X, rounded up; the constants are host code's too. */
 template <int N_, int BITS_> struct decode_shape {
     static constexpr int N = N_, BITS = BITS_;
-    static constexpr bool DIRECT = N <= 16;      /* X straight from its rows */
+    static constexpr bool DIRECT = N <= 16;      /* X straight from its rows, mma.sync */
     static constexpr int KT = BITS == 8 ? 1 : 2; /* tiles of K in a stage, a unit of the shares */
     static constexpr int GROUPS = 4;             /* consumer warpgroups, a strip each */
-    static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 32;
-    static constexpr int CTAS = DIRECT ? 2 : 1; /* that fit a multiprocessor */
-    static constexpr int QUADS = N / 8;         /* float4 of sums that a thread has */
+    static constexpr int CONSUMERS = 128 * GROUPS;
+    /* One warp produces.  Where registers are scarce it takes a warpgroup, for the consumers to be
+     * given its registers: a CTA starts with 96 a thread, and setmaxnreg only moves them. */
+    static constexpr int THREADS = CONSUMERS + (DIRECT ? 32 : 128);
+    static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 112;
+    static constexpr int CTAS = DIRECT ? 2 : 1;                   /* that fit a multiprocessor */
+    static constexpr int SHARED = DIRECT ? 112 << 10 : 226 << 10; /* bytes of each, at most */
+    static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
     static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip in a stage */
-    /* Of a stage: X, the codes of each strip, then its scales, then its zero points. */
-    static constexpr int X_TILE = N * 128;
-    static constexpr int CODES = KT * X_TILE, SCALES = CODES + GROUPS * STRIP;
+    /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows,
+     * by which ldmatrix hits all banks, or tiles as wgmma wants them. */
+    static constexpr int X_PITCH = KT * 128 + 16, X_TILE = N * 128;
+    static constexpr int CODES = DIRECT ? N * X_PITCH : KT * X_TILE;
+    static constexpr int SCALES = CODES + GROUPS * STRIP;
     /* Where sums change their order on the way out: 8 rows of X by the CTA's rows of W. */
     static constexpr int OUT_PITCH = GROUPS * FQ_CUDA_STRIP * 4 + 16, OUT = 8 * OUT_PITCH;
-    /* Segments of a tile whose sums are kept apart at a time, by the registers there are. */
-    static constexpr int PARTS = N == 8 ? 2 : 1;
 
     static __host__ __device__ int stage_bytes(int slots, bool zeros) {
         int bytes = SCALES + GROUPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
@@ -79,7 +83,6 @@ template <class S, class T> class decoder {
     const uint32_t ring, full, empty, out; /* in shared memory */
     const int stage_bytes, zeros_at;
     const int worker, half, thread, lane;
-    bool &last;
 
     /* ---- The producer's warp ------------------------------------------------------------------
      */
@@ -99,86 +102,64 @@ template <class S, class T> class decoder {
         return min(S::KT, launch.w.tiles - unit * S::KT);
     }
 
-    /* A lane's copy of each stage: 0 to 3 codes of a strip, then its scales, then its zeros; the
-     * lane after them X. */
-    struct lane_copy {
-        const uint8_t *from; /* of the strip or of X; NULL: none */
-        const fq_cuda_matrix *w;
-        uint32_t to; /* in a stage */
-        int kind;    /* 0 codes, 1 scales, 2 zeros, 3 X */
-    };
+    /* A lane's copies: lanes 0 to 3 codes of a strip each, then its scales, then its zero points.
+     * Lanes from X_LANE on have a row of X each, or the first of them all of it, arranged. */
+    static constexpr int X_LANE = 3 * S::GROUPS;
 
-    __device__ __forceinline__ lane_copy find_copy(int block) const {
-        lane_copy copy = {nullptr, &launch.w, 0, lane / S::GROUPS};
-        int group = lane % S::GROUPS, strip;
+    __device__ __forceinline__ strip_copies find_copies(const unit_cursor &at) const {
+        const int kind = lane / S::GROUPS, group = lane % S::GROUPS;
+        const fq_cuda_matrix *w = &launch.w;
+        int strip = 0;
+        bool present = at.valid && kind < 3 && find_strip(at.segment.block, group, w, strip);
 
-        if (copy.kind < 3) {
-            bool present = find_strip(block, group, copy.w, strip);
-            strip_source source(*copy.w, strip, present);
-
-            copy.from = copy.kind == 0   ? source.codes
-                        : copy.kind == 1 ? source.scales
-                                         : source.zeros;
-            copy.to = copy.kind == 0   ? S::CODES + group * S::STRIP
-                      : copy.kind == 1 ? S::SCALES + group * launch.slots * FQ_CUDA_SCALE_BYTES
-                                       : zeros_at + group * launch.slots * FQ_CUDA_ZERO_BYTES;
-        } else if (!S::DIRECT && lane == 3 * S::GROUPS) {
-            copy.from = static_cast<const uint8_t *>(launch.arranged);
-        }
-        return copy;
+        return strip_copies(*w, strip, at.unit * S::KT, kind, present);
     }
 
-    __device__ __forceinline__ void put_weights(const ring_place &place, const lane_copy &copy,
-                                                int unit) const {
-        const uint32_t to = ring + place.stage * stage_bytes + copy.to, barrier = full_of(place);
-        const int tiles = tiles_of(unit);
-        uint32_t bytes = 0, expected = 0;
-        const uint8_t *from = copy.from;
+    /* Where in a stage they go. */
+    __device__ __forceinline__ uint32_t place_of_copies() const {
+        const int kind = lane / S::GROUPS, group = lane % S::GROUPS;
 
-        if (from && copy.kind == 0) {
-            expected = bytes = tiles * FQ_CUDA_TILE_BYTES(S::BITS);
-            from += (int64_t)unit * S::STRIP;
-        } else if (from && copy.kind < 3) {
-            group_span span(*copy.w, unit * S::KT, tiles);
-            int size = copy.kind == 1 ? FQ_CUDA_SCALE_BYTES : FQ_CUDA_ZERO_BYTES;
+        return kind == 0   ? S::CODES + group * S::STRIP
+               : kind == 1 ? S::SCALES + group * launch.slots * FQ_CUDA_SCALE_BYTES
+                           : zeros_at + group * launch.slots * FQ_CUDA_ZERO_BYTES;
+    }
 
-            expected = bytes = span.count * size;
-            from += (int64_t)span.first * size;
-        } else if (from) {
-            expected = tiles * S::X_TILE; /* of which this CTA sends one half */
-        }
-        expected = __reduce_add_sync(0xffffffffu, expected);
+    __device__ __forceinline__ void put_weights(const ring_place &place, strip_copies &copies,
+                                                uint32_t to, int tiles) const {
+        const uint32_t barrier = full_of(place);
+        const uint32_t bytes = copies.bytes(tiles, FQ_CUDA_TILE_BYTES(S::BITS));
+        const uint32_t x = lane == X_LANE ? tiles * 128 * (S::DIRECT ? launch.m : S::N) : 0;
+        const uint32_t all = __reduce_add_sync(0xffffffffu, bytes + x);
+
         if (lane == 0)
-            mbarrier_expect(barrier, expected);
+            mbarrier_expect(barrier, all);
         __syncwarp();
         if (bytes)
-            bulk_copy(to, from, bytes, barrier);
+            bulk_copy(ring + place.stage * stage_bytes + to, copies.from, bytes, barrier);
+        copies.advance(tiles, FQ_CUDA_TILE_BYTES(S::BITS));
     }
 
     /* The arranged X of a unit: both CTAs of the cluster send one half to both. */
-    __device__ __forceinline__ void put_arranged(const ring_place &place, const lane_copy &copy,
-                                                 int unit) const {
-        uint32_t bytes = tiles_of(unit) * (S::X_TILE / FQ_CUDA_CLUSTER);
+    __device__ __forceinline__ void put_arranged(const ring_place &place, int unit,
+                                                 int tiles) const {
+        const uint32_t bytes = tiles * (S::X_TILE / FQ_CUDA_CLUSTER);
 
-        if (lane == 3 * S::GROUPS)
+        if (lane == X_LANE)
             bulk_copy_multicast(ring + place.stage * stage_bytes + half * bytes,
-                                copy.from + (int64_t)unit * S::KT * S::X_TILE + half * bytes, bytes,
-                                full_of(place), (1 << FQ_CUDA_CLUSTER) - 1);
+                                static_cast<const uint8_t *>(launch.arranged) +
+                                    (int64_t)unit * S::KT * S::X_TILE + half * bytes,
+                                bytes, full_of(place), (1 << FQ_CUDA_CLUSTER) - 1);
     }
 
-    /* X of a unit by cp.async: a lane has the same 16-byte piece of every second or fourth row. */
-    static constexpr int PIECES = S::KT * 8, ROWS_AT_ONCE = 32 / PIECES;
+    /* X straight from its rows; the host sees to their ends and alignment. */
+    __device__ __forceinline__ void put_rows(const ring_place &place, int unit, int tiles) const {
+        const int row = lane - X_LANE;
 
-    __device__ __forceinline__ void put_rows(const ring_place &place, int unit) const {
-        const int piece = lane % PIECES, row = lane / PIECES;
-        const int k = unit * (S::KT * FQ_CUDA_TILE) + piece * 8;
-        const int bytes = max(0, min(16, (launch.w.k - k) * 2));
-        const uint32_t to = ring + place.stage * stage_bytes + piece / 8 * S::X_TILE;
-
-        for (int m = row; m < launch.m; m += ROWS_AT_ONCE)
-            cp_async_16(to + wgmma_piece(m, piece % 8),
-                        static_cast<const uint16_t *>(launch.x_rows[m]) + (bytes ? k : 0), bytes);
-        mbarrier_arrive_copies(full_of(place));
+        if (row >= 0 && row < launch.m)
+            bulk_copy(ring + place.stage * stage_bytes + row * S::X_PITCH,
+                      static_cast<const uint8_t *>(launch.x_rows[row]) +
+                          (int64_t)unit * S::KT * 128,
+                      tiles * 128, full_of(place));
     }
 
     __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
@@ -203,61 +184,100 @@ template <class S, class T> class decoder {
                     lane_offset<S::BITS>(d.lane);
             scales = d.ring + S::SCALES + group * d.launch.slots * FQ_CUDA_SCALE_BYTES + pair * 4;
             zeros = d.ring + d.zeros_at + group * d.launch.slots * FQ_CUDA_ZERO_BYTES + pair * 2;
-            x = wgmma_tile(d.ring);
+            x = S::DIRECT ? d.ring + d.lane % 8 * S::X_PITCH + d.lane / 8 * 16 : wgmma_tile(d.ring);
         }
     };
 
-    /* One tile: its SEGMENTS parts of equal scale are summed apart, then scaled.  stage: bytes from
-     * the first stage to this one; step0: the tile's first step, counted from the stage's. */
+    /* A segment of a tile: STEPS steps of equal scale, the first of them `step`, all in the stage
+     * that starts `stage` bytes behind the first one. */
+    template <bool ZEROS>
+    __device__ __forceinline__ zero_terms<S::BITS, T> load_zeros(const lane_place &at,
+                                                                 uint32_t stage, int slot) const {
+        if (!ZEROS)
+            return middle_zeros<S::BITS, T>();
+        return unpack_zeros<S::BITS, T>(lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
+    }
+
+    __device__ __forceinline__ float2 load_scales(const lane_place &at, uint32_t stage, int slot,
+                                                  bool bf16_scales) const {
+        return unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), bf16_scales);
+    }
+
+    __device__ __forceinline__ void
+    add_scaled(float (&sums)[S::QUADS * 4], const float (&part)[S::QUADS * 4], float2 scale) const {
+#pragma unroll
+        for (int j = 0; j < S::QUADS * 4; j++)
+            sums[j] = fmaf(part[j], j & 2 ? scale.y : scale.x, sums[j]);
+    }
+
+    /* One tile by mma.sync: for few rows of X, half of what the narrowest wgmma costs. */
     template <int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void
-    sum_tile(float (&sums)[S::QUADS * 4], const lane_codes<S::BITS> &codes, const lane_place &at,
-             uint32_t stage, int step0, const group_phase &groups, bool bf16_scales) const {
-        constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS; /* of a segment */
-        constexpr int PARTS = S::PARTS < SEGMENTS ? S::PARTS : SEGMENTS;
-        const uint32_t x = at.x + stage / 16 + step0 / FQ_CUDA_STEPS * (S::X_TILE / 16);
+    sum_tile_directly(float (&sums)[S::QUADS * 4], const lane_place &at, uint32_t stage, int of,
+                      const group_phase &groups, bool bf16_scales) const {
+        constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS;
+        const lane_codes<S::BITS> codes =
+            load_codes<S::BITS>(at.codes + stage + of * FQ_CUDA_TILE_BYTES(S::BITS));
+        uint32_t x[S::QUADS][4]; /* two steps */
 
 #pragma unroll
-        for (int segment = 0; segment < SEGMENTS; segment += PARTS) {
-            float part[PARTS][S::QUADS * 4];
-            uint32_t a[PARTS * STEPS][4];
-            float2 scale[PARTS];
+        for (int segment = 0; segment < SEGMENTS; segment++) {
+            const int slot = groups.slot(of * FQ_CUDA_STEPS + segment * STEPS);
+            const float2 scale = load_scales(at, stage, slot, bf16_scales);
+            const zero_terms<S::BITS, T> zero = load_zeros<ZEROS>(at, stage, slot);
+            float part[S::QUADS][4];
 
 #pragma unroll
-            for (int i = 0; i < PARTS; i++) {
-                const int slot = groups.slot(step0 + (segment + i) * STEPS);
-                zero_terms<S::BITS, T> zero = middle_zeros<S::BITS, T>();
+            for (int s = 0; s < STEPS; s++) {
+                const int step = segment * STEPS + s;
+                uint32_t a[4];
 
-                scale[i] = unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES),
-                                         bf16_scales);
-                if (ZEROS)
-                    zero = unpack_zeros<S::BITS, T>(
-                        lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
+                fragment<S::BITS, T>(a, codes, step, zero);
 #pragma unroll
-                for (int s = 0; s < STEPS; s++)
-                    fragment<S::BITS, T>(a[i * STEPS + s], codes, (segment + i) * STEPS + s, zero);
+                for (int j = 0; j < S::QUADS; j++) {
+                    if (step % 2 == 0)
+                        ldmatrix_x4(x[j], at.x + stage + j * 8 * S::X_PITCH + of * 128 + step * 32);
+                    if (s == 0)
+                        T::mma_first(part[j], a, x[j][step % 2 * 2], x[j][step % 2 * 2 + 1]);
+                    else
+                        T::mma(part[j], a, x[j][step % 2 * 2], x[j][step % 2 * 2 + 1]);
+                }
             }
+            add_scaled(sums, reinterpret_cast<float(&)[S::QUADS * 4]>(part), scale);
+        }
+    }
+
+    /* One tile by wgmma, a segment after the other. */
+    template <int SEGMENTS, bool ZEROS>
+    __device__ __forceinline__ void sum_tile(float (&sums)[S::QUADS * 4], const lane_place &at,
+                                             uint32_t stage, int of, const group_phase &groups,
+                                             bool bf16_scales) const {
+        constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS;
+        const uint32_t x = at.x + stage / 16 + of * (S::X_TILE / 16);
+        const lane_codes<S::BITS> codes =
+            load_codes<S::BITS>(at.codes + stage + of * FQ_CUDA_TILE_BYTES(S::BITS));
+
 #pragma unroll
-            for (int i = 0; i < PARTS * STEPS; i++)
-                settle(a[i]);
+        for (int segment = 0; segment < SEGMENTS; segment++) {
+            const int slot = groups.slot(of * FQ_CUDA_STEPS + segment * STEPS);
+            const zero_terms<S::BITS, T> zero = load_zeros<ZEROS>(at, stage, slot);
+            float part[S::QUADS * 4];
+            uint32_t a[STEPS][4];
+
+#pragma unroll
+            for (int s = 0; s < STEPS; s++) {
+                fragment<S::BITS, T>(a[s], codes, segment * STEPS + s, zero);
+                settle(a[s]);
+            }
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < PARTS; i++)
-#pragma unroll
-                for (int s = 0; s < STEPS; s++)
-                    wgmma<S::N>::template mma<T>(
-                        part[i], a[i * STEPS + s],
-                        wgmma_descriptor(x + ((segment + i) * STEPS + s) * WGMMA_STEP), s > 0);
+            for (int s = 0; s < STEPS; s++)
+                wgmma<S::N>::template mma<T>(
+                    part, a[s], wgmma_descriptor(x + (segment * STEPS + s) * WGMMA_STEP), s > 0);
             wgmma_commit();
             wgmma_wait<0>();
-#pragma unroll
-            for (int i = 0; i < PARTS; i++)
-                settle(part[i]);
-#pragma unroll
-            for (int i = 0; i < PARTS; i++)
-#pragma unroll
-                for (int j = 0; j < S::QUADS * 4; j++)
-                    sums[j] = fmaf(part[i][j], j & 2 ? scale[i].y : scale[i].x, sums[j]);
+            settle(part);
+            add_scaled(sums, part, load_scales(at, stage, slot, bf16_scales));
         }
     }
 
@@ -275,15 +295,15 @@ template <class S, class T> class decoder {
             const uint32_t stage = place.stage * stage_bytes;
 
             mbarrier_wait(full_of(place), place.parity);
-            if (S::DIRECT)
-                fence_async_proxy();
 #pragma unroll
-            for (int of = 0; of < S::KT; of++)
-                if (of == 0 || of < tiles)
-                    sum_tile<SEGMENTS, ZEROS>(
-                        sums,
-                        load_codes<S::BITS>(at.codes + stage + of * FQ_CUDA_TILE_BYTES(S::BITS)),
-                        at, stage, of * FQ_CUDA_STEPS, groups, bf16_scales);
+            for (int of = 0; of < S::KT; of++) {
+                if (of > 0 && of >= tiles)
+                    break;
+                if constexpr (S::DIRECT)
+                    sum_tile_directly<SEGMENTS, ZEROS>(sums, at, stage, of, groups, bf16_scales);
+                else
+                    sum_tile<SEGMENTS, ZEROS>(sums, at, stage, of, groups, bf16_scales);
+            }
             release(place);
             groups.advance(S::KT * FQ_CUDA_STEPS);
             tiles -= S::KT;
@@ -291,12 +311,82 @@ template <class S, class T> class decoder {
         }
     }
 
+    /* The same where a tile has one scale a row: the next tile is dequantized while the tensor
+     * cores are at this one. */
+    template <bool ZEROS>
+    __device__ __forceinline__ void sum_tiles(float (&sums)[S::QUADS * 4],
+                                              const fq_cuda_segment &segment,
+                                              const fq_cuda_matrix &w, ring_place &place) const {
+        const lane_place at(*this);
+        const bool bf16_scales = w.scale_bf16;
+        const int end = min(segment.end * S::KT, w.tiles);
+        group_phase groups(w, segment.begin * S::KT);
+        uint32_t stage = place.stage * stage_bytes;
+        uint32_t a[2][FQ_CUDA_STEPS][4];
+        int of = 0;
+        auto dequantize = [&](uint32_t(&to)[FQ_CUDA_STEPS][4]) {
+            const zero_terms<S::BITS, T> zero =
+                load_zeros<ZEROS>(at, stage, groups.slot(of * FQ_CUDA_STEPS));
+            const lane_codes<S::BITS> codes =
+                load_codes<S::BITS>(at.codes + stage + of * FQ_CUDA_TILE_BYTES(S::BITS));
+
+#pragma unroll
+            for (int step = 0; step < FQ_CUDA_STEPS; step++)
+                fragment<S::BITS, T>(to[step], codes, step, zero);
+        };
+
+        mbarrier_wait(full_of(place), place.parity);
+        dequantize(a[0]);
+        for (int tile = segment.begin * S::KT; tile < end; tile += 2) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (tile + i >= end)
+                    break;
+                const uint32_t x = at.x + stage / 16 + of * (S::X_TILE / 16);
+                const float2 scale =
+                    load_scales(at, stage, groups.slot(of * FQ_CUDA_STEPS), bf16_scales);
+                const ring_place here = place;
+                const bool done = of + 1 == S::KT || tile + i + 1 == end; /* with this stage */
+                float part[S::QUADS * 4];
+
+#pragma unroll
+                for (int step = 0; step < FQ_CUDA_STEPS; step++)
+                    settle(a[i][step]);
+                wgmma_fence();
+#pragma unroll
+                for (int step = 0; step < FQ_CUDA_STEPS; step++)
+                    wgmma<S::N>::template mma<T>(part, a[i][step],
+                                                 wgmma_descriptor(x + step * WGMMA_STEP), step > 0);
+                wgmma_commit();
+                of++;
+                if (done) {
+                    of = 0;
+                    place.next();
+                    stage = place.stage * stage_bytes;
+                    groups.advance(S::KT * FQ_CUDA_STEPS);
+                }
+                if (tile + i + 1 < end) {
+                    if (done)
+                        mbarrier_wait(full_of(place), place.parity);
+                    dequantize(a[1 - i]);
+                }
+                wgmma_wait<0>();
+                settle(part);
+                if (done)
+                    release(here);
+                add_scaled(sums, part, scale);
+            }
+        }
+    }
+
     template <bool ZEROS>
     __device__ __forceinline__ void sum_segment(float (&sums)[S::QUADS * 4],
                                                 const fq_cuda_segment &segment,
                                                 const fq_cuda_matrix &w, ring_place &place) const {
-        if (w.slots_log2 == 0)
+        if (w.slots_log2 == 0 && S::DIRECT)
             sum_units<1, ZEROS>(sums, segment, w, place);
+        else if (w.slots_log2 == 0)
+            sum_tiles<ZEROS>(sums, segment, w, place);
         else if (w.slots_log2 == 1)
             sum_units<2, ZEROS>(sums, segment, w, place);
         else
@@ -353,17 +443,17 @@ template <class S, class T> class decoder {
     }
 
   public:
-    __device__ __forceinline__ decoder(const fq_cuda_launch &l, uint32_t shared, bool &l_last)
+    __device__ __forceinline__ decoder(const fq_cuda_launch &l, uint32_t shared)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
           empty(full + l.stages * 8), out(empty + l.stages * 8), stage_bytes(l.stage_bytes),
           zeros_at(S::SCALES + S::GROUPS * l.slots * FQ_CUDA_SCALE_BYTES),
           worker(blockIdx.x / FQ_CUDA_CLUSTER), half(blockIdx.x % FQ_CUDA_CLUSTER),
-          thread(threadIdx.x), lane(threadIdx.x % 32), last(l_last) {
+          thread(threadIdx.x), lane(threadIdx.x % 32) {
     }
 
     __device__ __forceinline__ void init_barriers() const {
         for (int i = 0; i < launch.stages; i++) {
-            mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 : 1);
+            mbarrier_init(full + i * 8, 1);
             mbarrier_init(empty + i * 8, S::CONSUMERS / 32 * (S::DIRECT ? 1 : FQ_CUDA_CLUSTER));
         }
         mbarrier_fence_init();
@@ -371,33 +461,40 @@ template <class S, class T> class decoder {
 
     /* Weights fill the ring before the kernels that made X are done. */
     __device__ __forceinline__ void produce() {
-        unit_cursor of_w(launch.shares, worker), of_x(launch.shares, worker);
-        ring_place w_place(launch.stages), x_place(launch.stages);
-        lane_copy copy = find_copy(of_w.valid ? of_w.segment.block : 0);
+        const uint32_t to = place_of_copies();
+        unit_cursor at(launch.shares, worker), of_x(launch.shares, worker);
+        ring_place place(launch.stages), x_place(launch.stages);
+        strip_copies copies = find_copies(at);
         auto put_next_weights = [&]() {
-            put_weights(w_place, copy, of_w.unit);
-            w_place.next();
-            if (of_w.next() && of_w.valid)
-                copy = find_copy(of_w.segment.block);
+            put_weights(place, copies, to, tiles_of(at.unit));
+            place.next();
+            if (at.next())
+                copies = find_copies(at);
+        };
+        auto put_next_x = [&]() {
+            if constexpr (S::DIRECT)
+                put_rows(x_place, of_x.unit, tiles_of(of_x.unit));
+            else
+                put_arranged(x_place, of_x.unit, tiles_of(of_x.unit));
+            x_place.next();
+            of_x.next();
         };
 
-        for (int i = 0; i < launch.stages && of_w.valid; i++)
+        for (int i = 0; i < launch.stages && at.valid; i++)
             put_next_weights();
         grid_wait();
-        for (int i = 0; of_x.valid; i++, of_x.next(), x_place.next()) {
-            if (i >= launch.stages) {
-                mbarrier_wait(empty_of(w_place), w_place.parity ^ 1);
-                put_next_weights();
-            }
-            if constexpr (S::DIRECT)
-                put_rows(x_place, of_x.unit);
-            else
-                put_arranged(x_place, copy, of_x.unit);
+        for (int i = 0; i < launch.stages && of_x.valid; i++)
+            put_next_x();
+        while (at.valid) {
+            mbarrier_wait(empty_of(place), place.parity ^ 1);
+            put_next_weights();
+            put_next_x();
         }
     }
 
     __device__ __forceinline__ void consume() {
         const int group = thread / 128;
+        const auto needed = [&](int q) { return q * 8 < launch.m; };
         ring_place place(launch.stages);
         fq_cuda_segment segment;
 
@@ -414,10 +511,15 @@ template <class S, class T> class decoder {
             else
                 sum_segment<false>(sums, segment, *w, place);
             grid_wait(); /* the workspace and Y may be in use by the kernels before */
-            if (segment.end - segment.begin < launch.shares.units &&
-                !add_parts<S::QUADS, S::CONSUMERS>(launch, worker, half, segment, sums, thread,
-                                                   last, [&](int q) { return q * 8 < launch.m; }))
+            if (segment.end < launch.shares.units) {
+                leave_part<S::QUADS, S::CONSUMERS>({launch, worker, half, thread}, sums, thread,
+                                                   needed);
                 continue;
+            }
+            if (segment.begin > 0)
+                add_parts<S::QUADS, S::CONSUMERS>(
+                    launch, fq_cuda_first_worker(&launch.shares, segment.block), worker, half, sums,
+                    thread, needed);
             store(sums, segment.block);
         }
     }
@@ -430,8 +532,7 @@ __global__ void __launch_bounds__(S::THREADS, S::CTAS)
     hopper_decode(const __grid_constant__ fq_cuda_launch args) {
 #ifdef FQ_HOPPER_CODE
     extern __shared__ uint8_t shared[];
-    __shared__ bool last;
-    decoder<S, T> d(args, (smem_address(shared) + 1023) / 1024 * 1024, last);
+    decoder<S, T> d(args, (smem_address(shared) + 1023) / 1024 * 1024);
 
     grid_launch_dependents();
     if (threadIdx.x == 0)
@@ -439,10 +540,16 @@ __global__ void __launch_bounds__(S::THREADS, S::CTAS)
     __syncthreads();
     if (!S::DIRECT)
         cluster_sync();
-    if (threadIdx.x >= S::CONSUMERS)
-        d.produce();
-    else
+    if (threadIdx.x >= S::CONSUMERS) {
+        if (!S::DIRECT)
+            registers_give<S::PRODUCER_REGISTERS>();
+        if (threadIdx.x < S::CONSUMERS + 32)
+            d.produce();
+    } else {
+        if (!S::DIRECT)
+            registers_take<S::CONSUMER_REGISTERS>();
         d.consume();
+    }
     if (!S::DIRECT) {
         __syncwarp();
         cluster_sync(); /* the other CTA may still send to this one's shared memory */
@@ -452,12 +559,11 @@ __global__ void __launch_bounds__(S::THREADS, S::CTAS)
 
 template <class S, class T>
 static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
-    const int budget = S::DIRECT ? 112 << 10 : 226 << 10;
     bool zeros = args.w.zeros || (args.gate.codes && args.gate.zeros);
     const int fixed = 1024 + S::OUT;
 
     args.stage_bytes = S::stage_bytes(args.slots, zeros);
-    args.stages = (budget - fixed) / (args.stage_bytes + 16);
+    args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);
     args.stages = args.stages > 16 ? 16 : args.stages;
     return launch_overlapped(hopper_decode<S, T>, dim3(args.shares.workers * FQ_CUDA_CLUSTER),
                              S::THREADS, fixed + args.stages * (args.stage_bytes + 16),

@@ -64,7 +64,6 @@ template <class S, class T> class prefiller {
     const uint32_t ring, full, empty, out; /* in shared memory */
     const int stage_bytes, zeros_at;
     const int worker, half, thread, lane, group;
-    bool &last;
 
     /* A block's place: blocks go down W first, so that workers side by side share rows of X. */
     __device__ __forceinline__ int block_m0(int block) const {
@@ -92,36 +91,26 @@ template <class S, class T> class prefiller {
         return empty + place.stage * 8;
     }
 
-    /* One tile of K, by a warp: lanes 0.. have a strip each, lane 31 has X. */
-    __device__ __forceinline__ void put_stage(const ring_place &place, const void *map, int m0,
-                                              int tile, const fq_cuda_matrix &w,
-                                              const strip_source &source) const {
-        const uint32_t stage = ring + place.stage * stage_bytes, barrier = full_of(place);
-        const group_span span(w, tile, 1);
-        uint32_t expected = lane == 31 ? S::N * 128 : 0;
+    /* One tile of K, by a warp: lanes 0.. have a strip's codes, scales or zero points each. */
+    static constexpr int X_LANE = 31;
 
-        if (source.codes)
-            expected = S::TILE +
-                       span.count * (FQ_CUDA_SCALE_BYTES + (source.zeros ? FQ_CUDA_ZERO_BYTES : 0));
-        expected = __reduce_add_sync(0xffffffffu, expected);
+    __device__ __forceinline__ void put_stage(const ring_place &place, const void *map, int m0,
+                                              int tile, strip_copies &copies, uint32_t to) const {
+        const uint32_t stage = ring + place.stage * stage_bytes, barrier = full_of(place);
+        const uint32_t bytes = copies.bytes(1, S::TILE);
+        const uint32_t all =
+            __reduce_add_sync(0xffffffffu, bytes + (lane == X_LANE ? S::N * 128 : 0));
+
         if (lane == 0)
-            mbarrier_expect(barrier, expected);
+            mbarrier_expect(barrier, all);
         __syncwarp();
-        if (lane == 31)
+        if (lane == X_LANE)
             tensor_copy_multicast(stage + half * (S::N / FQ_CUDA_CLUSTER * 128), map,
                                   tile * FQ_CUDA_TILE, m0 + half * (S::N / FQ_CUDA_CLUSTER),
                                   barrier, (1 << FQ_CUDA_CLUSTER) - 1);
-        if (source.codes) {
-            bulk_copy(stage + S::CODES + lane * S::TILE, source.codes + (int64_t)tile * S::TILE,
-                      S::TILE, barrier);
-            bulk_copy(stage + S::SCALES + lane * launch.slots * FQ_CUDA_SCALE_BYTES,
-                      source.scales + (int64_t)span.first * FQ_CUDA_SCALE_BYTES,
-                      span.count * FQ_CUDA_SCALE_BYTES, barrier);
-            if (source.zeros)
-                bulk_copy(stage + zeros_at + lane * launch.slots * FQ_CUDA_ZERO_BYTES,
-                          source.zeros + (int64_t)span.first * FQ_CUDA_ZERO_BYTES,
-                          span.count * FQ_CUDA_ZERO_BYTES, barrier);
-        }
+        if (bytes)
+            bulk_copy(stage + to, copies.from, bytes, barrier);
+        copies.advance(1, S::TILE);
     }
 
     /* ---- Consumers ------------------------------------------------------------------------------
@@ -309,12 +298,12 @@ template <class S, class T> class prefiller {
     }
 
   public:
-    __device__ __forceinline__ prefiller(const fq_cuda_launch &l, uint32_t shared, bool &l_last)
+    __device__ __forceinline__ prefiller(const fq_cuda_launch &l, uint32_t shared)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
           empty(full + l.stages * 8), out(empty + l.stages * 8), stage_bytes(l.stage_bytes),
           zeros_at(S::SCALES + S::GROUPS * l.slots * FQ_CUDA_SCALE_BYTES),
           worker(blockIdx.x / FQ_CUDA_CLUSTER), half(blockIdx.x % FQ_CUDA_CLUSTER),
-          thread(threadIdx.x), lane(threadIdx.x % 32), group(threadIdx.x / 128), last(l_last) {
+          thread(threadIdx.x), lane(threadIdx.x % 32), group(threadIdx.x / 128) {
     }
 
     __device__ __forceinline__ void init_barriers() const {
@@ -327,20 +316,23 @@ template <class S, class T> class prefiller {
 
     /* By one warp. */
     __device__ __forceinline__ void produce(const void *map) {
+        const int kind = lane / S::GROUPS, index = lane % S::GROUPS;
+        const uint32_t to = kind == 0   ? S::CODES + index * S::TILE
+                            : kind == 1 ? S::SCALES + index * launch.slots * FQ_CUDA_SCALE_BYTES
+                                        : zeros_at + index * launch.slots * FQ_CUDA_ZERO_BYTES;
         ring_place place(launch.stages);
         fq_cuda_segment segment;
 
         grid_wait();
-        for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
+        for (int i = 0; fq_cuda_segment_at(&launch.shares, worker, i, &segment); i++) {
             const fq_cuda_matrix *w = &launch.w;
-            int strip = 0;
-            bool present = lane < S::GROUPS && find_strip(segment.block, lane, w, strip);
-            strip_source source(*w, strip, present);
-            int m0 = block_m0(segment.block);
+            int strip = 0, m0 = block_m0(segment.block);
+            bool present = kind < 3 && find_strip(segment.block, index, w, strip);
+            strip_copies copies(*w, strip, segment.begin, kind, present);
 
             for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
                 mbarrier_wait(empty_of(place), place.parity ^ 1);
-                put_stage(place, map, m0, tile, *w, source);
+                put_stage(place, map, m0, tile, copies, to);
             }
         }
     }
@@ -361,11 +353,17 @@ template <class S, class T> class prefiller {
 #pragma unroll
             for (int i = 0; i < S::QUADS * 4; i++)
                 sums[i] *= 1.0f / factor;
-            if (segment.end - segment.begin < launch.shares.units &&
-                !add_parts<S::QUADS, S::CONSUMERS>(launch, worker, half, segment, sums, thread,
-                                                   last,
-                                                   [&](int q) { return m0 + q * 8 < launch.m; }))
+            const auto needed = [&](int q) { return m0 + q * 8 < launch.m; };
+
+            if (segment.end < launch.shares.units) {
+                leave_part<S::QUADS, S::CONSUMERS>({launch, worker, half, thread}, sums, thread,
+                                                   needed);
                 continue;
+            }
+            if (segment.begin > 0)
+                add_parts<S::QUADS, S::CONSUMERS>(
+                    launch, fq_cuda_first_worker(&launch.shares, segment.block), worker, half, sums,
+                    thread, needed);
             store(sums, m0, strip);
         }
     }
@@ -380,8 +378,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
                    const __grid_constant__ CUtensorMap map) {
 #ifdef FQ_HOPPER_CODE
     extern __shared__ uint8_t shared[];
-    __shared__ bool last;
-    prefiller<S, T> p(args, (smem_address(shared) + 1023) / 1024 * 1024, last);
+    prefiller<S, T> p(args, (smem_address(shared) + 1023) / 1024 * 1024);
 
     grid_launch_dependents();
     if (threadIdx.x == 0)

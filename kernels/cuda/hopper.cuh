@@ -26,7 +26,8 @@
 
 #define FQ_CUDA_BARRIER_CONSUMERS 1 /* ids of named barriers */
 #define FQ_CUDA_BARRIER_GATE      2
-#define FQ_CUDA_BARRIER_GROUPS    3 /* and one more for each warpgroup */
+#define FQ_CUDA_BARRIER_PART      3
+#define FQ_CUDA_BARRIER_GROUPS    4 /* and one more for each warpgroup */
 
 /*
  * A register that a wgmma reads or writes on its own time must be final before, and not be read
@@ -59,16 +60,6 @@ struct ring_place {
     }
 };
 
-/* The groups that tiles [tile, tile + count) of a matrix meet. */
-struct group_span {
-    int first, count;
-
-    __device__ __forceinline__ group_span(const fq_cuda_matrix &w, int tile, int tiles)
-        : first(tile * FQ_CUDA_STEPS / w.group_steps),
-          count(((tile + tiles) * FQ_CUDA_STEPS - 1) / w.group_steps - first + 1) {
-    }
-};
-
 /*
  * Where a walk along K is within its group.  A stage's scales start with those of the group that
  * its first step is in, slot 0.
@@ -85,93 +76,135 @@ struct group_phase {
     __device__ __forceinline__ int slot(int step) const {
         return __umulhi(2 * (phase + step), inverse);
     }
-    __device__ __forceinline__ void advance(int by) {
-        phase += by;
-        phase -= __umulhi(2 * phase, inverse) * steps;
-    }
-};
+    /* Returns how many groups further that is. */
+    __device__ __forceinline__ int advance(int by) {
+        int groups = slot(by);
 
-/* One strip's part of a stage: which copies bring it. */
-struct strip_source {
-    const uint8_t *codes, *scales, *zeros; /* of the strip; NULL: no such strip, no zero points */
-
-    __device__ __forceinline__ strip_source(const fq_cuda_matrix &w, int strip, bool present)
-        : codes(nullptr), scales(nullptr), zeros(nullptr) {
-        if (!present)
-            return;
-        codes = w.codes + (int64_t)strip * w.tiles * FQ_CUDA_TILE_BYTES(w.bits);
-        scales = w.scales + (int64_t)strip * w.groups * FQ_CUDA_SCALE_BYTES;
-        if (w.zeros)
-            zeros = w.zeros + (int64_t)strip * w.groups * FQ_CUDA_ZERO_BYTES;
+        phase += by - groups * steps;
+        return groups;
     }
 };
 
 /*
- * Sums of a block that several workers had a part in.  Each leaves its own in launch.partials; true
- * for the CTA that comes last, whose `sums` are then the total, added in the order of the workers.
- * Called by all `THREADS` consumers; QUADS float4 a thread, of which those that `needed` tells are
- * of use.
+ * The copies of one strip's codes, scales or zero points, one for each stage as a walk along K
+ * comes to it.  What a stage costs here, all of it costs: the producer is one warp.
  */
+struct strip_copies {
+    const uint8_t *from; /* the next copy's; NULL: none */
+    int group_bytes;     /* of a group's scales or zeros; 0: codes */
+    group_phase groups;
+
+    /* kind: 0 codes, 1 scales, 2 zeros; present: false where there is no such strip. */
+    __device__ __forceinline__ strip_copies(const fq_cuda_matrix &w, int strip, int tile, int kind,
+                                            bool present)
+        : from(nullptr), group_bytes(0), groups(w, tile) {
+        const int64_t group = (int64_t)strip * w.groups + tile * FQ_CUDA_STEPS / w.group_steps;
+
+        if (!present)
+            return;
+        if (kind == 0) {
+            from = w.codes + ((int64_t)strip * w.tiles + tile) * FQ_CUDA_TILE_BYTES(w.bits);
+        } else if (kind == 1) {
+            group_bytes = FQ_CUDA_SCALE_BYTES;
+            from = w.scales + group * FQ_CUDA_SCALE_BYTES;
+        } else if (kind == 2 && w.zeros) {
+            group_bytes = FQ_CUDA_ZERO_BYTES;
+            from = w.zeros + group * FQ_CUDA_ZERO_BYTES;
+        }
+    }
+
+    /* Bytes of the next copy, which is of `tiles` tiles. */
+    __device__ __forceinline__ uint32_t bytes(int tiles, int tile_bytes) const {
+        if (!from)
+            return 0;
+        return group_bytes ? (groups.slot(tiles * FQ_CUDA_STEPS - 1) + 1) * group_bytes
+                           : tiles * tile_bytes;
+    }
+
+    __device__ __forceinline__ void advance(int tiles, int tile_bytes) {
+        if (!from)
+            return;
+        from +=
+            group_bytes ? groups.advance(tiles * FQ_CUDA_STEPS) * group_bytes : tiles * tile_bytes;
+    }
+};
+
+/*
+ * Where a worker's sums of a part of a block are, if another one wants them: QUADS float4 of each
+ * of THREADS consumers, and whether they are there.
+ */
+template <int QUADS, int THREADS> struct part_place {
+    float4 *sums;    /* this thread's first */
+    unsigned *ready; /* 0 between launches */
+
+    __device__ __forceinline__ part_place(const fq_cuda_launch &launch, int worker, int half,
+                                          int thread)
+        : sums(reinterpret_cast<float4 *>(launch.partials) +
+               (int64_t)(worker * FQ_CUDA_CLUSTER + half) * QUADS * THREADS + thread),
+          ready(launch.counters + worker * FQ_CUDA_CLUSTER + half) {
+    }
+};
+
+/* Leaves a part's sums for the worker that has the block's end.  Of the float4, those that `needed`
+ * tells are of use.  Called by all consumers, of whom one warp waits for the others' stores. */
 template <int QUADS, int THREADS, class NEEDED>
-static __device__ __forceinline__ bool
-add_parts(const fq_cuda_launch &launch, int worker, int half, const fq_cuda_segment &segment,
-          float (&sums)[QUADS * 4], int thread, bool &last, NEEDED needed) {
-    constexpr int BATCH = QUADS < 8 ? QUADS : 8;     /* float4 that are asked for at a time */
-    constexpr int AHEAD = QUADS < 4 ? 4 / QUADS : 1; /* and parts */
-    const int first = fq_cuda_first_worker(&launch.shares, segment.block);
-    const int parts = fq_cuda_last_worker(&launch.shares, segment.block) - first + 1;
-    auto part = [&](int of) {
-        int slot = fq_cuda_part_slot(&launch.shares, of, segment.block) * FQ_CUDA_CLUSTER + half;
-
-        return reinterpret_cast<float4 *>(launch.partials) + (int64_t)slot * QUADS * THREADS +
-               thread;
-    };
-    float4 *mine = part(worker);
-    unsigned *counter = launch.counters + first * FQ_CUDA_CLUSTER + half;
-
+static __device__ __forceinline__ void leave_part(const part_place<QUADS, THREADS> &mine,
+                                                  const float (&sums)[QUADS * 4], int thread,
+                                                  NEEDED needed) {
 #pragma unroll
     for (int q = 0; q < QUADS; q++)
         if (needed(q))
-            __stcg(mine + q * THREADS,
+            __stcg(mine.sums + q * THREADS,
                    make_float4(sums[4 * q], sums[4 * q + 1], sums[4 * q + 2], sums[4 * q + 3]));
-    named_barrier(FQ_CUDA_BARRIER_CONSUMERS, THREADS);
-    if (thread == 0) {
-        last = count_up(counter) == parts - 1;
-        if (last)
-            *counter = 0; /* for the next launch */
+    if (thread >= 32) {
+        named_barrier_arrive(FQ_CUDA_BARRIER_PART, THREADS);
+        return;
+    }
+    named_barrier(FQ_CUDA_BARRIER_PART, THREADS);
+    if (thread == 0)
+        store_release(mine.ready, 1);
+    __syncwarp();
+}
+
+/* Adds what workers [first, worker) left to this one's sums, in their order. */
+template <int QUADS, int THREADS, class NEEDED>
+static __device__ __forceinline__ void add_parts(const fq_cuda_launch &launch, int first,
+                                                 int worker, int half, float (&sums)[QUADS * 4],
+                                                 int thread, NEEDED needed) {
+    constexpr int BATCH = QUADS < 8 ? QUADS : 8; /* float4 that are asked for at a time */
+
+    for (int of = first + thread; of < worker; of += THREADS) {
+        part_place<QUADS, THREADS> part(launch, of, half, 0);
+
+        while (!load_acquire(part.ready))
+            __nanosleep(20);
+        *part.ready = 0; /* for the next launch */
     }
     named_barrier(FQ_CUDA_BARRIER_CONSUMERS, THREADS);
-    if (!last)
-        return false;
-#pragma unroll
-    for (int i = 0; i < QUADS * 4; i++)
-        sums[i] = 0.0f;
-    for (int of = first; of < first + parts; of += AHEAD) {
+    for (int of = first; of < worker; of++) {
+        const part_place<QUADS, THREADS> part(launch, of, half, thread);
+
 #pragma unroll
         for (int q0 = 0; q0 < QUADS; q0 += BATCH) {
-            float4 p[AHEAD][BATCH];
+            float4 p[BATCH];
 
 #pragma unroll
-            for (int i = 0; i < AHEAD; i++)
+            for (int q = 0; q < BATCH; q++)
+                if (needed(q0 + q))
+                    p[q] = __ldcg(part.sums + (q0 + q) * THREADS);
 #pragma unroll
-                for (int q = 0; q < BATCH; q++)
-                    if (of + i < first + parts && needed(q0 + q))
-                        p[i][q] = __ldcg(part(of + i) + (q0 + q) * THREADS);
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++)
-#pragma unroll
-                for (int q = 0; q < BATCH; q++)
-                    if (of + i < first + parts && needed(q0 + q)) {
-                        float *sum = sums + (q0 + q) * 4;
+            for (int q = 0; q < BATCH; q++) {
+                float *sum = sums + (q0 + q) * 4;
 
-                        sum[0] += p[i][q].x;
-                        sum[1] += p[i][q].y;
-                        sum[2] += p[i][q].z;
-                        sum[3] += p[i][q].w;
-                    }
+                if (needed(q0 + q)) {
+                    sum[0] += p[q].x;
+                    sum[1] += p[q].y;
+                    sum[2] += p[q].z;
+                    sum[3] += p[q].w;
+                }
+            }
         }
     }
-    return true;
 }
 
 /*

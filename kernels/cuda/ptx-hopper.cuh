@@ -54,11 +54,6 @@ static __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint
                  : "memory");
 }
 
-/* One arrival once the cp.async of this thread so far are done. */
-static __device__ __forceinline__ void mbarrier_arrive_copies(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
 /* Sleeps until the phase of that parity is over. */
 static __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile("{\n.reg .pred done;\n"
@@ -102,27 +97,17 @@ tensor_copy_multicast(uint32_t to, const void *map, int x, int y, uint32_t barri
                  : "memory");
 }
 
-/* Adds to a counter in global memory: what the CTA wrote before is seen by whoever sees the sum,
- * and the other way round. */
-static __device__ __forceinline__ unsigned count_up(unsigned *counter) {
-    unsigned before;
-
-    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
-                 : "=r"(before)
-                 : "l"(counter)
-                 : "memory");
-    return before;
-}
-
-/* 16 bytes by this thread, past L1; takes only the first `bytes` and writes zeros for the rest. */
-static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+/* A flag in global memory: who sees it sees what the CTA wrote before a barrier ahead of it. */
+static __device__ __forceinline__ void store_release(unsigned *flag, unsigned value) {
+    asm volatile("fence.acq_rel.gpu;\nst.relaxed.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value)
                  : "memory");
 }
 
-/* Orders what threads wrote to shared memory before what wgmma and the copy engine do there. */
-static __device__ __forceinline__ void fence_async_proxy() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+static __device__ __forceinline__ unsigned load_acquire(const unsigned *flag) {
+    unsigned value;
+
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    return value;
 }
 
 /* ---- Clusters and parts of a CTA ---------------------------------------------------------------
@@ -142,6 +127,11 @@ static __device__ __forceinline__ void cluster_sync() {
 /* A barrier of `threads` threads of the CTA; id 0 is __syncthreads()'s. */
 static __device__ __forceinline__ void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/* Counts this warp in at a named barrier, and goes on. */
+static __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 template <int REGISTERS> static __device__ __forceinline__ void registers_give() {

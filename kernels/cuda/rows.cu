@@ -17,19 +17,19 @@ static __global__ void gather_rows(const __grid_constant__ fq_cuda_gather gather
     uint16_t *to = gather.to + blockIdx.y * gather.stride;
     bool aligned = ((uintptr_t)from & 15) == 0;
 
-    for (int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < gather.count;
+    for (int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < gather.stride;
          i += (int64_t)gridDim.x * blockDim.x * 8) {
         if (aligned && i + 8 <= gather.count) {
             *(uint4 *)(to + i) = *(const uint4 *)(from + i);
         } else {
-            for (int64_t j = i; j < i + 8 && j < gather.count; j++)
-                to[j] = from[j];
+            for (int64_t j = i; j < i + 8; j++)
+                to[j] = j < gather.count ? from[j] : 0;
         }
     }
 }
 
 cudaError_t fq_cuda_gather_rows(const struct fq_cuda_gather *gather, cudaStream_t stream) {
-    unsigned blocks = blocks_for((gather->count + 7) / 8);
+    unsigned blocks = blocks_for(gather->stride / 8);
 
     return launch(gather_rows, dim3(blocks < 64 ? blocks : 64, gather->m), 256, 0, stream, *gather);
 }

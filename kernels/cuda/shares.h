@@ -12,9 +12,12 @@
  *     blocks   |   0   |   1   |   2   |   3   |   4   |  5 blocks, whole = 3, 3 workers
  *     worker   |   0   |   1   |   2   | 0 . .1|1 . .2 |
  *
- * so that all workers end together whatever the shape.  Where a run ends inside a
- * block, the block's workers leave their sums in memory, and the one that comes
- * last adds them up in the order of the workers: who is last changes nothing.
+ * so that all workers end together whatever the shape.  A worker takes the blocks of
+ * its run from the last one back.  Where a run ends inside a block, the worker
+ * leaves its sums in memory, the first thing it does; the worker whose run has the
+ * block's end adds them to its own, the last thing it does.  So hardly anybody waits,
+ * and only for workers of lower number, which the device starts first: a launch ends
+ * even where not all of its CTAs fit the device at a time.
  *
  * On the decode path a share depends on the matrix and the device alone, never
  * on m: batch invariance rests on that.
@@ -33,9 +36,10 @@
 #define FQ_CUDA_CLUSTER 2 /* CTAs of a worker */
 
 struct fq_cuda_shares {
-    int blocks, units; /* of the output, and along K in each */
+    int blocks, units; /* of the output, and along K in each: their product fits an int */
     int workers;
-    int whole; /* blocks that are not split: the first ones */
+    int whole;       /* blocks that are not split: the first ones */
+    int run, longer; /* units of a run; so many of the first runs have one more */
 };
 
 /* Some units of one block, summed by one worker. */
@@ -45,22 +49,23 @@ struct fq_cuda_segment {
 };
 
 /* The first unit, counted over all split blocks, of a worker's run. */
-static FQ_HOST_DEVICE int64_t fq_cuda_run_begin(const struct fq_cuda_shares *shares, int worker) {
-    return (int64_t)(shares->blocks - shares->whole) * shares->units * worker / shares->workers;
+static FQ_HOST_DEVICE int fq_cuda_run_begin(const struct fq_cuda_shares *shares, int worker) {
+    return shares->run * worker + (worker < shares->longer ? worker : shares->longer);
 }
 
 /* The worker whose run holds a unit. */
-static FQ_HOST_DEVICE int fq_cuda_run_of(const struct fq_cuda_shares *shares, int64_t unit) {
-    int64_t total = (int64_t)(shares->blocks - shares->whole) * shares->units;
+static FQ_HOST_DEVICE int fq_cuda_run_of(const struct fq_cuda_shares *shares, int unit) {
+    int in_longer = shares->longer * (shares->run + 1);
 
-    return (int)(((unit + 1) * shares->workers - 1) / total);
+    return unit < in_longer ? unit / (shares->run + 1)
+                            : shares->longer + (unit - in_longer) / shares->run;
 }
 
 /* The index-th segment of a worker; false past its last. */
 static FQ_HOST_DEVICE bool fq_cuda_segment_at(const struct fq_cuda_shares *shares, int worker,
                                               int index, struct fq_cuda_segment *segment) {
     int dealt = worker < shares->whole ? (shares->whole - worker - 1) / shares->workers + 1 : 0;
-    int64_t begin, end, first;
+    int begin, end, first;
 
     if (index < dealt) {
         segment->block = worker + index * shares->workers;
@@ -70,39 +75,40 @@ static FQ_HOST_DEVICE bool fq_cuda_segment_at(const struct fq_cuda_shares *share
     }
     begin = fq_cuda_run_begin(shares, worker);
     end = fq_cuda_run_begin(shares, worker + 1);
-    first = (begin / shares->units + (index - dealt)) * shares->units; /* of the segment's block */
-    if (first >= end || begin == end)
+    if (begin == end)
         return false;
-    segment->block = shares->whole + (int)(first / shares->units);
-    segment->begin = begin > first ? (int)(begin - first) : 0;
-    segment->end = end - first < shares->units ? (int)(end - first) : shares->units;
+    first = ((end - 1) / shares->units - (index - dealt)) * shares->units; /* of the block */
+    if (first + shares->units <= begin)
+        return false;
+    segment->block = shares->whole + first / shares->units;
+    segment->begin = begin > first ? begin - first : 0;
+    segment->end = end - first < shares->units ? end - first : shares->units;
     return true;
 }
 
-/*
- * Of a split block: the workers that sum a part of it.  A worker has at most two such parts, at the
- * begin and at the end of its run; `second` tells whether this one is not the first of its run.
- */
+/* Of a split block: the first of the workers that sum a part of it.  All but the last of them leave
+ * their sums in memory, at most one part each. */
 static FQ_HOST_DEVICE int fq_cuda_first_worker(const struct fq_cuda_shares *shares, int block) {
-    return fq_cuda_run_of(shares, (int64_t)(block - shares->whole) * shares->units);
+    return fq_cuda_run_of(shares, (block - shares->whole) * shares->units);
 }
 
-static FQ_HOST_DEVICE int fq_cuda_last_worker(const struct fq_cuda_shares *shares, int block) {
-    return fq_cuda_run_of(shares, (int64_t)(block - shares->whole + 1) * shares->units - 1);
-}
+/* Deals `blocks` blocks of `units` units to at most so many workers. */
+static inline struct fq_cuda_shares fq_cuda_share_out(int blocks, int units, int workers) {
+    struct fq_cuda_shares shares = {blocks, units, workers, 0, 0, 0};
+    int64_t all = (int64_t)blocks * units;
+    int split;
 
-static FQ_HOST_DEVICE int fq_cuda_part_slot(const struct fq_cuda_shares *shares, int worker,
-                                            int block) {
-    int first = (int)(fq_cuda_run_begin(shares, worker) / shares->units);
-
-    return 2 * worker + (block - shares->whole != first);
-}
-
-/* Blocks that are dealt out whole: all but what would leave some workers idle at the end. */
-static inline int fq_cuda_whole_blocks(int blocks, int workers) {
-    if (blocks % workers == 0)
-        return blocks;
-    return blocks < 2 * workers ? 0 : (blocks / workers - 1) * workers;
+    if (all < workers)
+        shares.workers = (int)all;
+    /* whole blocks: all but what would leave some workers idle at the end */
+    if (blocks % shares.workers == 0)
+        shares.whole = blocks;
+    else if (blocks >= 2 * shares.workers)
+        shares.whole = (blocks / shares.workers - 1) * shares.workers;
+    split = (blocks - shares.whole) * units;
+    shares.run = split / shares.workers;
+    shares.longer = split % shares.workers;
+    return shares;
 }
 
 #endif
