@@ -224,6 +224,29 @@ template <int BITS, class T> static __device__ __forceinline__ zero_terms<BITS, 
     return make_zeros<BITS, T>(1u << (BITS - 1), 1u << (BITS - 1));
 }
 
+/*
+ * A scale, to multiply pairs of weights by with one rounding.  fp16 holds any fp16 or bf16 scale
+ * that is brought into its range; bf16 holds an fp16 scale's eleven bits only in two parts.
+ */
+template <class T> struct scale_pair {
+    uint32_t value, rest; /* twice each; rest: of bf16 */
+
+    scale_pair() = default;
+    __device__ __forceinline__ explicit scale_pair(float scale) : value(T::pack(scale, scale)) {
+        if constexpr (!T::is_f16) {
+            const float left = scale - __uint_as_float(value << 16);
+
+            rest = T::pack(left, left);
+        }
+    }
+    __device__ __forceinline__ uint32_t times(uint32_t pair) const {
+        if constexpr (T::is_f16)
+            return T::mul(pair, value);
+        else
+            return T::fma(pair, value, T::mul(pair, rest));
+    }
+};
+
 /* Two scales as they lie in memory, rows g and g+8. */
 static __device__ __forceinline__ float2 unpack_scales(uint32_t word, int is_bf16) {
     float2 half = __half22float2(*reinterpret_cast<const __half2 *>(&word));

@@ -109,6 +109,8 @@ static bool aligned(const void *address) {
 /* ---- Which kernel, and its shares ---------------------------------------------------------------
  */
 
+#define DIRECT_ROWS 32 /* of X, that hopper-decode.cuh takes as they lie */
+
 /* Rows of X that a Hopper decode kernel for m rows has room for. */
 static int padded_rows(int m) {
     return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
@@ -159,7 +161,7 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
     launch->shares = fq_cuda_share_out(
         blocks_along_w(launch, DECODE_STRIPS), (w->tiles + unit_tiles - 1) / unit_tiles,
         cuda->processors / FQ_CUDA_CLUSTER, DECODE_PARTS, DECODE_SPLIT_UNITS);
-    if (launch->m > 16) {
+    if (launch->m > DIRECT_ROWS) {
         struct fq_cuda_arrange arrange = {
             .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
 
@@ -319,7 +321,7 @@ static int decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch, 
     bool hopper = ((const struct fq_cuda_backend *)stream->base.backend)->hopper;
     bool gather = host;
 
-    if (hopper && launch->m > 16) /* the rows are arranged, wherever they lie */
+    if (hopper && launch->m > DIRECT_ROWS) /* the rows are arranged, wherever they lie */
         return launch_gemm(stream, launch, err);
     for (int i = 0; hopper && i < launch->m; i++)
         gather |= !aligned(launch->x_rows[i]);

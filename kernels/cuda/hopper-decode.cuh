@@ -9,9 +9,9 @@
  * a group are scaled in fp32.  mma.sync and wgmma of any width sum a column alike, and
  * shares do not depend on m: a row's bits are the same alone and among 63 others.
  *
- * Up to 16 rows, X comes straight from the rows and mma.sync multiplies; the kernel
- * takes half of a multiprocessor, so that the next one of the stream can fill its
- * stages while this one ends.  With more rows, X would be read from L2 as often as
+ * Up to 32 rows, X comes straight from the rows and mma.sync multiplies; up to 16 the
+ * kernel takes half of a multiprocessor, so that the next one of the stream can fill
+ * its stages while this one ends.  With more rows, X would be read from L2 as often as
  * there are CTAs, and that would take as long as W does: it is first arranged
  * (rows.cu), then sent to both CTAs of the cluster at once, and multiplied by wgmma.
  */

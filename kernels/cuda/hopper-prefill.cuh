@@ -118,7 +118,7 @@ template <class S, class T> class prefiller {
 
     /* What the codes of one strip become weights by: of one group. */
     struct group_terms {
-        uint32_t low, high; /* scales of rows g and g+8, twice each */
+        scale_pair<T> low, high; /* of rows g and g+8 */
         zero_terms<S::BITS, T> zero;
     };
 
@@ -150,8 +150,8 @@ template <class S, class T> class prefiller {
         const float2 scale =
             unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), kind.bf16_scales);
 
-        terms.low = T::pack(scale.x * kind.factor, scale.x * kind.factor);
-        terms.high = T::pack(scale.y * kind.factor, scale.y * kind.factor);
+        terms.low = scale_pair<T>(scale.x * kind.factor);
+        terms.high = scale_pair<T>(scale.y * kind.factor);
         if (kind.zeros)
             terms.zero =
                 unpack_zeros<S::BITS, T>(lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
@@ -173,10 +173,10 @@ template <class S, class T> class prefiller {
             if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
                 load_terms(terms, at, stage, groups.slot(step), kind);
             fragment<S::BITS, T>(a[step], codes, step, terms.zero);
-            a[step][0] = T::mul(a[step][0], terms.low);
-            a[step][1] = T::mul(a[step][1], terms.high);
-            a[step][2] = T::mul(a[step][2], terms.low);
-            a[step][3] = T::mul(a[step][3], terms.high);
+            a[step][0] = terms.low.times(a[step][0]);
+            a[step][1] = terms.high.times(a[step][1]);
+            a[step][2] = terms.low.times(a[step][2]);
+            a[step][3] = terms.high.times(a[step][3]);
         }
     }
 
