@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # On a GPU machine, see tests/gpu/stage.sh: what fills results/*-h200.csv.
-EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py
+EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py bench/kernels-cpu.svg
 EXTRA_DIST += bench/results/kernels-h200.csv bench/results/compute-sanitizer-h200.txt \
 	bench/results/kernels-cpu.csv bench/results/gpu-tests-h200.txt bench/results/malformed-frames.txt
 # What the quantizer's choices are worth, and how fast it is.

@@ -191,7 +191,7 @@ INLINE void end_segment(const struct block *block, int64_t segment, float *part,
 
 /* The accumulators of mr rows times nv registers of rows of W fill the register file. */
 INLINE void tile_run(const struct block *block, float *values, int mr, int bits) {
-    const int nv = mr <= 2 ? 4 : 2;
+    const int two = mr <= 3 ? 4 : 2, three = mr <= 2 ? 4 : 2; /* registers, by limbs */
     _Alignas(64) float part[MR * FQ_CPU_BLOCK];
     struct fq_cpu_span span = {0};
     int64_t segments = 0;
@@ -211,11 +211,12 @@ INLINE void tile_run(const struct block *block, float *values, int mr, int bits)
                 if (block->fixed[m].segments[segments - 1].limbs == 3)
                     limbs = 3;
         }
-        for (int lane = 0; lane < FQ_CPU_BLOCK; lane += nv * LANES)
-            if (limbs == 2)
-                tile_chunk(block, &span, lane, part, mr, nv, bits, 2);
-            else
-                tile_chunk(block, &span, lane, part, mr, nv, bits, 3);
+        if (limbs == 2)
+            for (int lane = 0; lane < FQ_CPU_BLOCK; lane += two * LANES)
+                tile_chunk(block, &span, lane, part, mr, two, bits, 2);
+        else
+            for (int lane = 0; lane < FQ_CPU_BLOCK; lane += three * LANES)
+                tile_chunk(block, &span, lane, part, mr, three, bits, 3);
     }
     if (segments)
         end_segment(block, segments - 1, part, values, mr);
