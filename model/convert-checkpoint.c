@@ -190,6 +190,7 @@ int fq_convert_checkpoint(const char *in, const char *out, const struct fq_conve
     *summary = (struct fq_convert_summary){0};
     if ((rc = fq_output_directory_init(&job.output, out, err)) < 0)
         return rc;
+    fq_output_directory_clear(&job.output); /* what a killed run left is not taken up */
     if ((rc = open_input(&job, in, err)) == 0 &&
         (rc = fq_checkpoint_writer_new(&job.output, options->shard_bytes, &job.writer, err)) == 0 &&
         (rc = make_plan(&job, err)) == 0 && (rc = write_steps(&job, err)) == 0 &&

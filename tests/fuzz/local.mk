@@ -27,9 +27,9 @@ FUZZ_CC = clang
 FUZZ_CFLAGS = -std=gnu11 -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=undefined
 fuzz_includes = -D_GNU_SOURCE -Ibase -Ikernels -Iproto -Imodel -Itests/fuzz $(JANSSON_CFLAGS) \
-	$(PCRE2_CFLAGS) $(MSGPACK_CFLAGS)
+	$(PCRE2_CFLAGS) $(MSGPACK_CFLAGS) -DFQ_QUANTIZE_ISA=generic
 fuzz_sources = $(filter %.c,$(libfqmodel_la_SOURCES) $(libfqbase_la_SOURCES)) kernels/matrix.c \
-	proto/message.c tests/fuzz/fuzz-checkpoint-input.c
+	$(libfqquantize_generic_la_SOURCES) proto/message.c tests/fuzz/fuzz-checkpoint-input.c
 fuzz_libraries = $(JANSSON_LIBS) $(PCRE2_LIBS) $(MSGPACK_LIBS) -lm
 CLEANFILES += $(FUZZERS) fuzz-objects.a
 .PHONY: fuzz

@@ -170,6 +170,20 @@ def names_go_before_patterns_before_the_class(work):
     check(source, source + "-out", weights, {})
 
 
+def what_a_killed_run_left_is_not_taken_up(work):
+    weight = Weight(RANDOM, 8, 96, 4, 32)
+    source, out = os.path.join(work, "begun"), os.path.join(work, "begun-out")
+    write(source, formats.compressed_tensors(weight, "m"), {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {
+            "g": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32, "strategy": "group"}}}})
+    os.mkdir(out + ".partial")
+    for name in ("finequant-resume.json", "model-00001-of-00002.safetensors"):
+        with open(os.path.join(out + ".partial", name), "w", encoding="ascii") as file:
+            file.write("{}")
+    check(source, out, {"m": weight}, {})
+    assert sorted(os.listdir(out)) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
 def refusals_leave_nothing(work):
     before = sorted(os.listdir(work))
     dense = os.path.join(work, "dense")
@@ -194,7 +208,8 @@ def refusals_leave_nothing(work):
 def main():
     with tempfile.TemporaryDirectory() as work:
         for test in (from_gptq, from_awq, from_gguf, from_compressed_tensors,
-                     names_go_before_patterns_before_the_class, refusals_leave_nothing):
+                     names_go_before_patterns_before_the_class,
+                     what_a_killed_run_left_is_not_taken_up, refusals_leave_nothing):
             test(work)
             print("ok", test.__name__)
 
