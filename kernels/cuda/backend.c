@@ -168,7 +168,7 @@ static int prepare_kernels(bool hopper, struct fq_error *err) {
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         int status;
 
-        if (kernels[i].hopper != hopper)
+        if (kernels[i].hopper && !hopper)
             continue;
         status = fq_cuda_check(kernels[i].prepare(), err, kernels[i].what);
         if (status < 0)

@@ -205,6 +205,10 @@ static int map_rows(const struct fq_cuda_launch *launch, CUtensorMap *map, struc
     return 0;
 }
 
+/* Hopper's prefill rounds each weight to X's type.  Of few terms the errors do not average out, and
+ * bf16's can add up to more than the bound: below so many, kernels that scale sums take over. */
+#define EXACT_K 512
+
 /* Rows of X of a block: the wider is the faster, unless it leaves many of its rows empty. */
 static int choose_block_m(int m) {
     int narrow = (m + 127) / 128 * 128, wide = (m + 255) / 256 * 256;
@@ -258,9 +262,10 @@ static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *lau
     int n = launch->gate.codes ? 2 * w->n : w->n;
     cudaError_t error;
 
-    if (cuda->hopper)
-        return launch->m > FQ_DECODE_ROWS ? launch_hopper_prefill(stream, launch, err)
-                                          : launch_hopper_decode(stream, launch, err);
+    if (cuda->hopper && launch->m <= FQ_DECODE_ROWS)
+        return launch_hopper_decode(stream, launch, err);
+    if (cuda->hopper && !(launch->type == FQ_BF16 && w->k < EXACT_K))
+        return launch_hopper_prefill(stream, launch, err);
     if (launch->m > FQ_DECODE_ROWS) {
         launch->splits = fq_cuda_prefill_splits(n, launch->m, w->tiles, cuda->processors);
         error = fq_cuda_prefill(launch, stream->stream);

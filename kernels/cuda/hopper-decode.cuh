@@ -23,7 +23,7 @@
 /* N: rows of X, rounded up; the constants are host code's too. */
 template <int N_, int BITS_> struct decode_shape {
     static constexpr int N = N_, BITS = BITS_;
-    static constexpr bool DIRECT = N <= 16;      /* X straight from its rows, mma.sync */
+    static constexpr bool DIRECT = N <= 32;      /* X straight from its rows, mma.sync */
     static constexpr int KT = BITS == 8 ? 1 : 2; /* tiles of K in a stage, a unit of the shares */
     static constexpr int GROUPS = 4;             /* consumer warpgroups, a strip each */
     static constexpr int CONSUMERS = 128 * GROUPS;
@@ -32,8 +32,8 @@ template <int N_, int BITS_> struct decode_shape {
      * with 96 a thread, and setmaxnreg only moves them. */
     static constexpr int THREADS = CONSUMERS + (DIRECT ? 64 : 128);
     static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 112;
-    static constexpr int CTAS = DIRECT ? 2 : 1;                   /* that fit a multiprocessor */
-    static constexpr int SHARED = DIRECT ? 112 << 10 : 226 << 10; /* bytes of each, at most */
+    static constexpr int CTAS = N <= 16 ? 2 : 1;                     /* that fit a multiprocessor */
+    static constexpr int SHARED = CTAS == 2 ? 112 << 10 : 226 << 10; /* bytes of each, at most */
     static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
     static constexpr int TOGETHER =
         N == 8 ? KT : 1; /* tiles at a time, by the registers there are */

@@ -272,8 +272,15 @@ template <class S, class T> class prefiller {
         constexpr int CHUNKS = S::N / S::OUT_ROWS;
         const int n0 = strip * FQ_CUDA_STRIP;
         const bool gated = launch.gate.codes != nullptr;
-        const int barrier = gated ? FQ_CUDA_BARRIER_GATE : FQ_CUDA_BARRIER_GROUPS + group;
         const int threads = gated ? S::CONSUMERS : 128;
+        auto meet = [&]() { /* with all who bring sums or take them */
+                            if (gated)
+                                named_barrier(FQ_CUDA_BARRIER_GATE, S::CONSUMERS);
+                            else if (group == 0)
+                                named_barrier(FQ_CUDA_BARRIER_GROUPS, 128);
+                            else
+                                named_barrier(FQ_CUDA_BARRIER_GROUPS + 1, 128);
+        };
         const uint32_t buffer = out + group * S::OUT;
         const uint32_t mine = buffer + lane % 4 * 2 * S::OUT_PITCH +
                               (thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4) * 4;
@@ -283,7 +290,7 @@ template <class S, class T> class prefiller {
 
             if (row0 >= launch.m)
                 return;
-            named_barrier(barrier, threads); /* the last chunk is stored */
+            meet(); /* the last chunk is stored */
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
                 if (c != chunk)
@@ -299,7 +306,7 @@ template <class S, class T> class prefiller {
                     sts_32(to + S::OUT_PITCH + 32, v[3]);
                 }
             }
-            named_barrier(barrier, threads);
+            meet();
             for (int i = thread % threads; i < S::OUT_ROWS * 8; i += threads) {
                 int row = i / 8, n = n0 + i % 8 * 8;
                 int64_t m = row0 + row;
