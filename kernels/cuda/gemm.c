@@ -106,8 +106,7 @@ static bool aligned(const void *address) {
     return ((uintptr_t)address & 15) == 0;
 }
 
-/* ---- Which kernel, and its shares ---------------------------------------------------------------
- */
+/* ---- Which kernel, and its shares ----------------------------------------------------------- */
 
 #define DIRECT_ROWS 32 /* of X, that hopper-decode.cuh takes as they lie */
 

@@ -87,8 +87,7 @@ template <class S, class T> class decoder {
     const int stage_bytes, zeros_at;
     const int worker, half, thread, lane;
 
-    /* ---- The producer's warp ------------------------------------------------------------------
-     */
+    /* ---- The producer's warp ---------------------------------------------------------------- */
 
     /* Which matrix and strip a warpgroup has; false: none. */
     __device__ __forceinline__ bool find_strip(int block, int group, const fq_cuda_matrix *&w,
@@ -179,8 +178,7 @@ template <class S, class T> class decoder {
         return empty + place.stage * 8;
     }
 
-    /* ---- A consumer warpgroup ------------------------------------------------------------------
-     */
+    /* ---- A consumer warpgroup --------------------------------------------------------------- */
 
     /* What a thread needs to find its part of a stage: addresses in the first one. */
     struct lane_place {

@@ -113,8 +113,7 @@ template <class S, class T> class prefiller {
         copies.advance(1, S::TILE);
     }
 
-    /* ---- Consumers ------------------------------------------------------------------------------
-     */
+    /* ---- Consumers -------------------------------------------------------------------------- */
 
     /* What the codes of one strip become weights by: of one group. */
     struct group_terms {

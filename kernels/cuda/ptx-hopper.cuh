@@ -9,7 +9,7 @@
 
 #include "ptx.cuh"
 
-/* ---- Programmatic dependent launch ----------------------------------------------------------- */
+/* ---- Programmatic dependent launch ---------------------------------------------------------- */
 
 /* The next kernel of the stream may start; it still waits for this one in grid_wait(). */
 static __device__ __forceinline__ void grid_launch_dependents() {
@@ -21,7 +21,7 @@ static __device__ __forceinline__ void grid_wait() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
-/* ---- mbarriers ------------------------------------------------------------------------------- */
+/* ---- mbarriers ------------------------------------------------------------------------------ */
 
 static __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -71,8 +71,7 @@ static __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t 
                  : "memory");
 }
 
-/* ---- Copies by the copy engine ----------------------------------------------------------------
- */
+/* ---- Copies by the copy engine -------------------------------------------------------------- */
 
 /* `bytes`, a multiple of 16, from global memory; their arrival counts at the barrier. */
 static __device__ __forceinline__ void bulk_copy(uint32_t to, const void *from, uint32_t bytes,
@@ -121,15 +120,7 @@ static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from
                  : "memory");
 }
 
-/* ---- Clusters and parts of a CTA ---------------------------------------------------------------
- */
-
-static __device__ __forceinline__ uint32_t cluster_rank() {
-    uint32_t rank;
-
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
+/* ---- Clusters and parts of a CTA ------------------------------------------------------------ */
 
 static __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
@@ -153,8 +144,7 @@ template <int REGISTERS> static __device__ __forceinline__ void registers_take()
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-/* ---- Round wgmma -------------------------------------------------------------------------------
- */
+/* ---- Round wgmma ---------------------------------------------------------------------------- */
 
 /* Before the first wgmma, and after its register operands were written. */
 static __device__ __forceinline__ void wgmma_fence() {

@@ -49,16 +49,6 @@ static __device__ __forceinline__ uint4 lds_128(uint32_t address) {
     return v;
 }
 
-static __device__ __forceinline__ uint2 lds_64(uint32_t address) {
-    uint2 v;
-
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(v.x), "=r"(v.y)
-                 : "r"(address)
-                 : "memory");
-    return v;
-}
-
 static __device__ __forceinline__ uint32_t lds_32(uint32_t address) {
     uint32_t v;
 
