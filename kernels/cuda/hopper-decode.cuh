@@ -196,8 +196,7 @@ template <class S, class T> class decoder {
         }
     };
 
-    /* A segment of a tile: STEPS steps of equal scale, the first of them `step`, all in the stage
-     * that starts `stage` bytes behind the first one. */
+    /* Zero points and scales of a slot, in the stage that starts `stage` bytes behind the first. */
     template <bool ZEROS>
     __device__ __forceinline__ zero_terms<S::BITS, T> load_zeros(const lane_place &at,
                                                                  uint32_t stage, int slot) const {
