@@ -108,11 +108,9 @@ static bool aligned(const void *address) {
 
 /* ---- Which kernel, and its shares ----------------------------------------------------------- */
 
-#define DIRECT_ROWS 32 /* of X, that hopper-decode.cuh takes as they lie */
-
-/* Rows of X that a Hopper decode kernel for m rows has room for. */
+/* Rows that X is arranged in, for m of them: N of hopper-decode.cuh. */
 static int padded_rows(int m) {
-    return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
+    return m <= 32 ? 32 : 64;
 }
 
 /* The groups that `tiles` tiles of a matrix, aligned to as many, meet at most. */
@@ -140,27 +138,32 @@ static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
     return (all + strips - 1) / strips;
 }
 
-#define DECODE_STRIPS  8 /* of a worker: hopper-decode.cuh */
-#define PREFILL_STRIPS 4 /* hopper-prefill.cuh */
+#define PREFILL_STRIPS 4 /* of a worker: hopper-prefill.cuh */
 /* Parts that a block is cut into where blocks are few, and about what adding them up takes, in
  * units of K: the sums of a prefill block are 128 KiB a CTA, of which one CTA reads all parts. */
-#define DECODE_PARTS        16
-#define DECODE_SPLIT_UNITS  4
 #define PREFILL_PARTS       2
 #define PREFILL_SPLIT_UNITS 16
+
+/* Deals the strips of W out: shares.h. */
+static void share_strips(struct fq_cuda_launch *launch, int clusters) {
+    int strips = launch->w.strips, most, run;
+
+    most = FQ_CUDA_DECODE_GROUPS * (launch->gate.codes ? 1 : FQ_CUDA_DECODE_SLOTS);
+    launch->clusters = strips < clusters ? strips : clusters;
+    run = (strips + launch->clusters - 1) / launch->clusters;
+    launch->blocks = (run + most - 1) / most;
+    launch->block_strips = (run + launch->blocks - 1) / launch->blocks;
+}
 
 static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                                 struct fq_error *err) {
     const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
     const struct fq_cuda_matrix *w = &launch->w;
-    int unit_tiles = w->bits == 8 ? 1 : 2; /* KT of hopper-decode.cuh */
     int status = 0;
 
-    set_slots(launch, unit_tiles);
-    launch->shares = fq_cuda_share_out(
-        blocks_along_w(launch, DECODE_STRIPS), (w->tiles + unit_tiles - 1) / unit_tiles,
-        cuda->processors / FQ_CUDA_CLUSTER, DECODE_PARTS, DECODE_SPLIT_UNITS);
-    if (launch->m > DIRECT_ROWS) {
+    set_slots(launch, FQ_CUDA_DECODE_STAGE_TILES(w->bits));
+    share_strips(launch, cuda->processors / FQ_CUDA_DECODE_SPLIT);
+    if (launch->m > FQ_CUDA_DIRECT_ROWS) {
         struct fq_cuda_arrange arrange = {
             .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
 
@@ -325,7 +328,7 @@ static int decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch, 
     bool hopper = ((const struct fq_cuda_backend *)stream->base.backend)->hopper;
     bool gather = host;
 
-    if (hopper && launch->m > DIRECT_ROWS) /* the rows are arranged, wherever they lie */
+    if (hopper && launch->m > FQ_CUDA_DIRECT_ROWS) /* the rows are arranged, wherever they lie */
         return launch_gemm(stream, launch, err);
     for (int i = 0; hopper && i < launch->m; i++)
         gather |= !aligned(launch->x_rows[i]);

@@ -2,18 +2,24 @@
 /*
  * The decode path on Hopper, m ≤ FQ_DECODE_ROWS: bound by reading W once.
  *
- * A CTA sums 256 rows of W: four consumer warpgroups of one strip each, or, for a
- * gated pair, two of the gate's strips and two of the same rows of W.  The other
- * CTA of the worker (shares.h) has the next 256 rows and the same units of K.  W is
- * the register operand of the tensor cores, rows of X are columns of theirs.  Sums of
- * a group are scaled in fp32.  mma.sync and wgmma of any width sum a column alike, and
- * shares do not depend on m: a row's bits are the same alone and among 63 others.
+ * A cluster of two CTAs has a run of strips of W and takes up to six of them, a block, at a time:
+ * each CTA sums half of K, and the halves are added through shared memory.  No sums pass through
+ * global memory, and no CTA waits for one that does not run beside it.
  *
- * Up to 32 rows, X comes straight from the rows and mma.sync multiplies; up to 16 the
- * kernel takes half of a multiprocessor, so that the next one of the stream can fill
- * its stages while this one ends.  With more rows, X would be read from L2 as often as
- * there are CTAs, and that would take as long as W does: it is first arranged
- * (rows.cu), then sent to both CTAs of the cluster at once, and multiplied by wgmma.
+ *                       K →
+ *      strip 0   +-------+-------+
+ *        ...     | CTA 0 | CTA 1 |   then CTA i adds and stores rows 32 i to 32 i + 31
+ *      strip 5   +-------+-------+   of every strip
+ *
+ * A CTA has three consumer warpgroups of up to two strips each, `first` strips in slot 0 and the
+ * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  W is the
+ * register operand of the tensor cores, rows of X are columns of theirs.  Sums of a group are scaled
+ * in fp32.  mma.sync and wgmma of any width sum a column alike, and which CTA sums what does not
+ * depend on m: a row's bits are the same alone and among 63 others.
+ *
+ * Up to 16 rows, X comes straight from the rows, mma.sync multiplies, and a CTA takes half of a
+ * multiprocessor, so that the next kernel of the stream can fill its stages while this one ends.
+ * With more rows, X is first arranged (rows.cu), and multiplied by wgmma.
  */
 #ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
 #define FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
@@ -23,152 +29,78 @@
 /* N: rows of X, rounded up; the constants are host code's too. */
 template <int N_, int BITS_> struct decode_shape {
     static constexpr int N = N_, BITS = BITS_;
-    static constexpr bool DIRECT = N <= 32;      /* X straight from its rows, mma.sync */
-    static constexpr int KT = BITS == 8 ? 1 : 2; /* tiles of K in a stage, a unit of the shares */
-    static constexpr int GROUPS = 4;             /* consumer warpgroups, a strip each */
+    static constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS; /* X from its rows, mma.sync */
+    static constexpr int GROUPS = FQ_CUDA_DECODE_GROUPS;     /* consumer warpgroups */
+    static constexpr int SLOTS = FQ_CUDA_DECODE_SLOTS;       /* strips of each */
     static constexpr int CONSUMERS = 128 * GROUPS;
-    /* One warp produces; where X comes row by row, another one does that.  Where registers are
-     * scarce producers are a warpgroup, for the consumers to be given their registers: a CTA starts
-     * with 96 a thread, and setmaxnreg only moves them. */
+    /* Two warps produce.  Where registers are scarce they belong to a warpgroup, for the consumers
+     * to be given its registers: a CTA starts with 128 a thread, and setmaxnreg only moves them. */
     static constexpr int THREADS = CONSUMERS + (DIRECT ? 64 : 128);
-    static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 112;
-    static constexpr int CTAS = N <= 16 ? 2 : 1;                     /* that fit a multiprocessor */
-    static constexpr int SHARED = CTAS == 2 ? 112 << 10 : 226 << 10; /* bytes of each, at most */
-    static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
-    static constexpr int TOGETHER =
-        N == 8 ? KT : 1; /* tiles at a time, by the registers there are */
-    static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip in a stage */
-    /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows,
-     * by which ldmatrix hits all banks, or tiles as wgmma wants them. */
-    static constexpr int X_PITCH = KT * 128 + 16, X_TILE = N * 128;
+    static constexpr int PRODUCER_REGISTERS = N == 64 ? 32 : 56;
+    static constexpr int CONSUMER_REGISTERS = N == 64 ? 160 : 152;
+    static constexpr int CTAS = DIRECT ? 2 : 1;                    /* that fit a multiprocessor */
+    static constexpr int SHARED = DIRECT ? 112 << 10 : 226 << 10; /* bytes of each, at most */
+    static constexpr int SUMS = N / 2; /* of a thread and strip */
+    static constexpr int KT = FQ_CUDA_DECODE_STAGE_TILES(BITS); /* tiles of K in a stage */
+    static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS);    /* codes of a strip in a stage */
+    /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows, by
+     * which ldmatrix hits all banks, or a tile as wgmma wants it. */
+    static constexpr int X_PITCH = KT * 128 + 16;
+    static constexpr int X_TILE = N * 128;
     static constexpr int CODES = DIRECT ? N * X_PITCH : KT * X_TILE;
-    static constexpr int SCALES = CODES + GROUPS * STRIP;
-    /* Where sums change their order on the way out: 8 rows of X by the CTA's rows of W. */
-    static constexpr int OUT_PITCH = GROUPS * FQ_CUDA_STRIP * 4 + 16, OUT = 8 * OUT_PITCH;
+    /* Where the parts of a block meet: some rows of X by the block's rows of W, fp32. */
+    static constexpr int OUT_PITCH = GROUPS * SLOTS * FQ_CUDA_STRIP * 4 + 16;
+    static constexpr int OUT_ROWS = N < 32 ? N : 32, OUT = OUT_ROWS * OUT_PITCH;
 
-    static __host__ __device__ int stage_bytes(int slots, bool zeros) {
-        int bytes = SCALES + GROUPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
+    static __host__ __device__ int scales_at(int strips) {
+        return CODES + strips * STRIP;
+    }
+    static __host__ __device__ int zeros_at(int strips, int slots) {
+        return scales_at(strips) + strips * slots * FQ_CUDA_SCALE_BYTES;
+    }
+    static __host__ __device__ int stage_bytes(int strips, int slots, bool zeros) {
+        int bytes = zeros_at(strips, slots) + strips * slots * zeros * FQ_CUDA_ZERO_BYTES;
+        int align = DIRECT ? 128 : 1024;
 
-        return (bytes + 1023) / 1024 * 1024;
+        return (bytes + align - 1) / align * align;
     }
 };
 
 #ifdef FQ_HOPPER_CODE
 
-/* A walk over the units of a worker: of all its segments, one after the other. */
-struct unit_cursor {
-    const fq_cuda_shares &shares;
-    int worker, index, unit;
-    fq_cuda_segment segment;
-    bool valid;
-
-    __device__ __forceinline__ unit_cursor(const fq_cuda_shares &s, int w)
-        : shares(s), worker(w), index(0), unit(0) {
-        enter();
-    }
-    __device__ __forceinline__ void enter() {
-        valid = fq_cuda_segment_at(&shares, worker, index, &segment);
-        if (valid)
-            unit = segment.begin;
-    }
-    /* True where a new segment begins. */
-    __device__ __forceinline__ bool next() {
-        if (++unit < segment.end)
-            return false;
-        index++;
-        enter();
-        return true;
-    }
-};
-
 template <class S, class T> class decoder {
     const fq_cuda_launch &launch;
     const uint32_t ring, full, empty, out; /* in shared memory */
-    const int stage_bytes, zeros_at;
-    const int worker, half, thread, lane;
+    const uint32_t ready, taken; /* barriers: the cluster's parts are in `out`; were read there */
+    const int stage_bytes;
+    const int strips;     /* that a stage has room for */
+    const int begin, end; /* this CTA's tiles of every block */
+    const int cluster, rank;
+    const int thread, lane;
 
-    /* ---- The producer's warp ---------------------------------------------------------------- */
+    /* A block of this cluster. */
+    struct block_place {
+        int strip;         /* its first, of Y */
+        int strips, first; /* how many, both of a pair's counted; those in slot 0 */
 
-    /* Which matrix and strip a warpgroup has; false: none. */
-    __device__ __forceinline__ bool find_strip(int block, int group, const fq_cuda_matrix *&w,
-                                               int &strip) const {
-        bool gated = launch.gate.codes != nullptr;
+        __device__ __forceinline__ block_place(const decoder &d, int block) {
+            const fq_cuda_launch &l = d.launch;
+            const int count =
+                fq_cuda_decode_strips(l.w.strips, l.clusters, l.blocks, d.cluster, block, &strip);
 
-        w = gated && group < S::GROUPS / 2 ? &launch.gate : &launch.w;
-        strip = gated ? (block * FQ_CUDA_CLUSTER + half) * (S::GROUPS / 2) + group % (S::GROUPS / 2)
-                      : (block * FQ_CUDA_CLUSTER + half) * S::GROUPS + group;
-        return strip < w->strips;
-    }
+            strips = l.gate.codes ? 2 * count : count;
+            first = l.gate.codes ? count : min(count, S::GROUPS);
+        }
+    };
 
-    __device__ __forceinline__ int tiles_of(int unit) const {
-        return min(S::KT, launch.w.tiles - unit * S::KT);
-    }
+    /* Which matrix and strip is the index-th of a block; false: there is none. */
+    __device__ __forceinline__ bool find_strip(const block_place &block, int index,
+                                               const fq_cuda_matrix *&w, int &strip) const {
+        const bool gated = launch.gate.codes != nullptr;
 
-    /* A lane's copies: lanes 0 to 3 codes of a strip each, then its scales, then its zero points.
-     * The lane after them has X, where it is arranged. */
-    static constexpr int X_LANE = 3 * S::GROUPS;
-
-    __device__ __forceinline__ strip_copies find_copies(const unit_cursor &at) const {
-        const int kind = lane / S::GROUPS, group = lane % S::GROUPS;
-        const fq_cuda_matrix *w = &launch.w;
-        int strip = 0;
-        bool present = at.valid && kind < 3 && find_strip(at.segment.block, group, w, strip);
-
-        return strip_copies(*w, strip, at.unit * S::KT, kind, present);
-    }
-
-    /* Where in a stage they go. */
-    __device__ __forceinline__ uint32_t place_of_copies() const {
-        const int kind = lane / S::GROUPS, group = lane % S::GROUPS;
-
-        return kind == 0   ? S::CODES + group * S::STRIP
-               : kind == 1 ? S::SCALES + group * launch.slots * FQ_CUDA_SCALE_BYTES
-                           : zeros_at + group * launch.slots * FQ_CUDA_ZERO_BYTES;
-    }
-
-    __device__ __forceinline__ void put_weights(const ring_place &place, strip_copies &copies,
-                                                uint32_t to, int tiles) const {
-        const uint32_t barrier = full_of(place);
-        const uint32_t bytes = copies.bytes(tiles, FQ_CUDA_TILE_BYTES(S::BITS));
-        const uint32_t x = !S::DIRECT && lane == X_LANE ? tiles * S::X_TILE : 0;
-        const uint32_t all = __reduce_add_sync(0xffffffffu, bytes + x);
-
-        if (lane == 0)
-            mbarrier_expect(barrier, all);
-        __syncwarp();
-        if (bytes)
-            bulk_copy(ring + place.stage * stage_bytes + to, copies.from, bytes, barrier);
-        copies.advance(tiles, FQ_CUDA_TILE_BYTES(S::BITS));
-    }
-
-    /* The arranged X of a unit: both CTAs of the cluster send one half to both. */
-    __device__ __forceinline__ void put_arranged(const ring_place &place, int unit,
-                                                 int tiles) const {
-        const uint32_t bytes = tiles * (S::X_TILE / FQ_CUDA_CLUSTER);
-
-        if (lane == X_LANE)
-            bulk_copy_multicast(ring + place.stage * stage_bytes + half * bytes,
-                                static_cast<const uint8_t *>(launch.arranged) +
-                                    (int64_t)unit * S::KT * S::X_TILE + half * bytes,
-                                bytes, full_of(place), (1 << FQ_CUDA_CLUSTER) - 1);
-    }
-
-    /* X straight from its rows, on 16 bytes, by a warp of its own: a lane has the same 16-byte
-     * piece of every second or fourth row. */
-    static constexpr int PIECES = S::KT * 8, ROWS_AT_ONCE = 32 / PIECES;
-    static constexpr int ROW_LOADS = S::N / ROWS_AT_ONCE;
-
-    __device__ __forceinline__ void put_rows(const ring_place &place, int k,
-                                             const uint16_t *const (&rows)[ROW_LOADS],
-                                             uint32_t to) const {
-        const int bytes = max(0, min(16, (launch.w.k - k) * 2));
-
-        to += place.stage * stage_bytes;
-#pragma unroll
-        for (int i = 0; i < ROW_LOADS; i++)
-            if (i * ROWS_AT_ONCE + lane / PIECES < launch.m)
-                cp_async_16(to + i * ROWS_AT_ONCE * S::X_PITCH, rows[i] + (bytes ? k : 0), bytes);
-        mbarrier_arrive_copies(full_of(place));
+        w = gated && index < block.first ? &launch.gate : &launch.w;
+        strip = block.strip + (gated && index >= block.first ? index - block.first : index);
+        return index < block.strips;
     }
 
     __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
@@ -178,125 +110,283 @@ template <class S, class T> class decoder {
         return empty + place.stage * 8;
     }
 
-    /* ---- A consumer warpgroup --------------------------------------------------------------- */
+    /* ---- Producers -------------------------------------------------------------------------- */
 
-    /* What a thread needs to find its part of a stage: addresses in the first one. */
-    struct lane_place {
-        uint32_t codes, scales, zeros, x;
+    /* A walk over the tiles of this CTA, block after block. */
+    struct cursor {
+        int block, tile;
+        ring_place place;
 
-        __device__ __forceinline__ explicit lane_place(const decoder &d) {
-            const int group = d.thread / 128, warp = d.thread / 32 % 4;
-            const int pair = warp * 8 + d.lane / 4;
-
-            codes = d.ring + S::CODES + group * S::STRIP + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
-                    lane_offset<S::BITS>(d.lane);
-            scales = d.ring + S::SCALES + group * d.launch.slots * FQ_CUDA_SCALE_BYTES + pair * 4;
-            zeros = d.ring + d.zeros_at + group * d.launch.slots * FQ_CUDA_ZERO_BYTES + pair * 2;
-            x = S::DIRECT ? d.ring + d.lane % 8 * S::X_PITCH + d.lane / 8 * 16 : wgmma_tile(d.ring);
+        __device__ __forceinline__ explicit cursor(const decoder &d)
+            : block(0), tile(d.begin), place(d.launch.stages) {
+            if (d.begin == d.end)
+                block = d.launch.blocks;
+        }
+        __device__ __forceinline__ bool valid(const decoder &d) const {
+            return block < d.launch.blocks;
+        }
+        /* True where a new block begins. */
+        __device__ __forceinline__ bool next(const decoder &d) {
+            place.next();
+            tile += S::KT;
+            if (tile < d.end)
+                return false;
+            tile = d.begin;
+            block++;
+            return true;
         }
     };
 
-    /* Zero points and scales of a slot, in the stage that starts `stage` bytes behind the first. */
-    template <bool ZEROS>
-    __device__ __forceinline__ zero_terms<S::BITS, T> load_zeros(const lane_place &at,
-                                                                 uint32_t stage, int slot) const {
-        if (!ZEROS)
-            return middle_zeros<S::BITS, T>();
-        return unpack_zeros<S::BITS, T>(lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
-    }
+    /*
+     * The copies of one matrix's strips of a block, all codes or all scales and zero points of a
+     * stage at a time, by one thread.  What a stage costs here, all of it costs.
+     */
+    static constexpr int STRIPS = S::GROUPS * S::SLOTS; /* of a block, at most */
 
-    __device__ __forceinline__ float2 load_scales(const lane_place &at, uint32_t stage, int slot,
-                                                  bool bf16_scales) const {
-        return unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), bf16_scales);
-    }
+    struct block_copies {
+        const uint8_t *codes, *scales, *zeros; /* of the first strip and the next stage */
+        int count;                             /* strips; 0: no such matrix */
+        uint32_t codes_stride, groups_stride;  /* to the next strip: bytes; groups */
+        uint32_t to_codes, to_scales, to_zeros; /* in a stage */
+        group_phase groups;
 
-    __device__ __forceinline__ void
-    add_scaled(float (&sums)[S::QUADS * 4], const float (&part)[S::QUADS * 4], float2 scale) const {
+        __device__ __forceinline__ block_copies(const decoder &d, const block_place &block, int slot)
+            : codes(nullptr), scales(nullptr), zeros(nullptr), count(0), codes_stride(0),
+              groups_stride(0), groups(d.launch.w, d.begin) {
+            const bool gated = d.launch.gate.codes != nullptr;
+            const fq_cuda_matrix &w = gated && slot == 0 ? d.launch.gate : d.launch.w;
+            const int index = slot * block.first, slots = d.launch.slots;
+            int64_t group;
+
+            if (!gated && slot > 0)
+                return;
+            count = gated ? block.first : block.strips;
+            groups = group_phase(w, d.begin);
+            codes_stride = w.tiles * FQ_CUDA_TILE_BYTES(S::BITS);
+            groups_stride = w.groups;
+            group = (int64_t)block.strip * w.groups + d.begin * FQ_CUDA_STEPS / w.group_steps;
+            codes = w.codes +
+                    ((int64_t)block.strip * w.tiles + d.begin) * FQ_CUDA_TILE_BYTES(S::BITS);
+            scales = w.scales + group * FQ_CUDA_SCALE_BYTES;
+            if (w.zeros)
+                zeros = w.zeros + group * FQ_CUDA_ZERO_BYTES;
+            to_codes = d.ring + S::CODES + index * S::STRIP;
+            to_scales = d.ring + S::scales_at(d.strips) + index * slots * FQ_CUDA_SCALE_BYTES;
+            to_zeros = d.ring + S::zeros_at(d.strips, slots) + index * slots * FQ_CUDA_ZERO_BYTES;
+        }
+
+        /* Groups that a stage of so many tiles needs. */
+        __device__ __forceinline__ uint32_t slots(int tiles) const {
+            return groups.slot(tiles * FQ_CUDA_STEPS - 1) + 1;
+        }
+        __device__ __forceinline__ uint32_t scale_bytes(uint32_t slots) const {
+            return count * slots * (FQ_CUDA_SCALE_BYTES + (zeros ? FQ_CUDA_ZERO_BYTES : 0));
+        }
+        __device__ __forceinline__ void put_codes(uint32_t stage, uint32_t bytes,
+                                                  uint32_t barrier) {
 #pragma unroll
-        for (int j = 0; j < S::QUADS * 4; j++)
+            for (int i = 0; i < STRIPS; i++) {
+                if (i >= count)
+                    break;
+                bulk_copy(to_codes + stage + i * S::STRIP, codes + (uint64_t)codes_stride * i,
+                          bytes, barrier);
+            }
+            codes += bytes;
+        }
+        __device__ __forceinline__ void put_scales(uint32_t stage, int tiles, uint32_t slots,
+                                                   uint32_t most, uint32_t barrier) {
+            int passed;
+
+#pragma unroll
+            for (int i = 0; i < STRIPS; i++) {
+                if (i >= count)
+                    break;
+                bulk_copy(to_scales + stage + i * most * FQ_CUDA_SCALE_BYTES,
+                          scales + (uint64_t)groups_stride * (i * FQ_CUDA_SCALE_BYTES),
+                          slots * FQ_CUDA_SCALE_BYTES, barrier);
+            }
+            if (zeros)
+                for (int i = 0; i < count; i++)
+                    bulk_copy(to_zeros + stage + i * most * FQ_CUDA_ZERO_BYTES,
+                              zeros + (uint64_t)groups_stride * (i * FQ_CUDA_ZERO_BYTES),
+                              slots * FQ_CUDA_ZERO_BYTES, barrier);
+            passed = groups.advance(tiles * FQ_CUDA_STEPS);
+            scales += passed * FQ_CUDA_SCALE_BYTES;
+            if (zeros)
+                zeros += passed * FQ_CUDA_ZERO_BYTES;
+        }
+    };
+
+    /* X straight from its rows, on 16 bytes: a lane has the same 16-byte piece of every second or
+     * fourth row. */
+    static constexpr int PIECES = S::KT * 8, ROWS_AT_ONCE = 32 / PIECES;
+    static constexpr int ROW_LOADS = S::DIRECT ? S::N / ROWS_AT_ONCE : 1;
+
+    __device__ __forceinline__ void put_rows(const cursor &at,
+                                             const uint16_t *const (&rows)[ROW_LOADS],
+                                             uint32_t to) const {
+        const int k = at.tile * FQ_CUDA_TILE + lane % PIECES * 8;
+
+        to += at.place.stage * stage_bytes;
+        if ((at.tile + S::KT) * FQ_CUDA_TILE <= launch.w.k) {
+#pragma unroll
+            for (int i = 0; i < ROW_LOADS; i++)
+                if (i * ROWS_AT_ONCE < launch.m)
+                    cp_async_16(to + i * ROWS_AT_ONCE * S::X_PITCH, rows[i] + k);
+        } else {
+            const int bytes = max(0, min(16, (launch.w.k - k) * 2));
+
+#pragma unroll
+            for (int i = 0; i < ROW_LOADS; i++)
+                if (i * ROWS_AT_ONCE < launch.m)
+                    cp_async_16(to + i * ROWS_AT_ONCE * S::X_PITCH, rows[i] + (bytes ? k : 0),
+                                bytes);
+        }
+        mbarrier_arrive_copies(full_of(at.place));
+    }
+
+    /* The arranged X of a stage. */
+    __device__ __forceinline__ void put_arranged(const cursor &at) const {
+        bulk_copy(ring + at.place.stage * stage_bytes,
+                  static_cast<const uint8_t *>(launch.arranged) + (int64_t)at.tile * S::X_TILE,
+                  min(S::KT, end - at.tile) * S::X_TILE, full_of(at.place));
+    }
+
+    /* ---- Consumers -------------------------------------------------------------------------- */
+
+    /* Where a thread finds the codes and scales of one of its strips: addresses in the first stage;
+     * and how to read them. */
+    struct slot_place {
+        uint32_t codes, scales, zeros;
+        bool bf16_scales, has_zeros;
+        group_phase groups;
+
+        __device__ __forceinline__ slot_place(const decoder &d, const block_place &block, int slot,
+                                              const fq_cuda_matrix &w)
+            : bf16_scales(w.scale_bf16 != 0), has_zeros(w.zeros != nullptr), groups(w, d.begin) {
+            const int index = d.thread / 128 + slot * block.first, warp = d.thread / 32 % 4;
+            const int pair = warp * 8 + d.lane / 4, slots = d.launch.slots;
+
+            codes = d.ring + S::CODES + index * S::STRIP + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
+                    lane_offset<S::BITS>(d.lane);
+            scales = d.ring + S::scales_at(d.strips) + index * slots * FQ_CUDA_SCALE_BYTES +
+                     pair * 4;
+            zeros = d.ring + S::zeros_at(d.strips, slots) + index * slots * FQ_CUDA_ZERO_BYTES +
+                    pair * 2;
+        }
+
+        /* Of the group that a step of the stage belongs to; the stage starts `stage` bytes behind the
+         * first. */
+        template <bool ZEROS>
+        __device__ __forceinline__ zero_terms<S::BITS, T> load_zeros(uint32_t stage,
+                                                                     int step) const {
+            if (!ZEROS || !has_zeros)
+                return middle_zeros<S::BITS, T>();
+            return unpack_zeros<S::BITS, T>(
+                lds_16(zeros + stage + groups.slot(step) * FQ_CUDA_ZERO_BYTES));
+        }
+        __device__ __forceinline__ uint32_t load_scales(uint32_t stage, int step) const {
+            return lds_32(scales + stage + groups.slot(step) * FQ_CUDA_SCALE_BYTES);
+        }
+        __device__ __forceinline__ lane_codes<S::BITS> load_codes(uint32_t stage, int tile) const {
+            return ::load_codes<S::BITS>(codes + stage + tile * FQ_CUDA_TILE_BYTES(S::BITS));
+        }
+    };
+
+    using strip_sums = float[S::SUMS];
+
+    __device__ __forceinline__ void add_scaled(strip_sums &sums, const strip_sums &part,
+                                               float2 scale) const {
+#pragma unroll
+        for (int j = 0; j < S::SUMS; j++)
             sums[j] = fmaf(part[j], j & 2 ? scale.y : scale.x, sums[j]);
     }
 
     /*
-     * TILES tiles from `of` on by mma.sync: for few rows of X, half of what the narrowest wgmma
-     * costs.  What comes from shared memory is asked for ahead of its use, and the products of
-     * several tiles do not wait for each other.
+     * TILES tiles, from `of` on, of SLOTS strips by mma.sync: for few rows of X, half of what the
+     * narrowest wgmma costs.  Products of different tiles and strips do not wait for each other.
      */
-    template <int TILES, int SEGMENTS, bool ZEROS>
+    template <int SLOTS, int TILES, int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void
-    sum_tiles_directly(float (&sums)[S::QUADS * 4], const lane_place &at, uint32_t stage, int of,
-                       const group_phase &groups, bool bf16_scales) const {
+    sum_tiles_directly(strip_sums (&sums)[S::SLOTS], const slot_place (&at)[S::SLOTS],
+                       uint32_t stage, int of, uint32_t x_place) const {
         constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS; /* of a segment */
-        lane_codes<S::BITS> codes[TILES];
-        uint32_t x[TILES][S::QUADS][4]; /* two steps */
-        float part[TILES][S::QUADS][4];
+        lane_codes<S::BITS> codes[TILES][SLOTS];
+        uint32_t x[TILES][S::N / 8][4]; /* two steps */
+        float part[TILES][SLOTS][S::N / 8][4];
 
+        x_place += stage + of * 128;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
-            codes[t] =
-                load_codes<S::BITS>(at.codes + stage + (of + t) * FQ_CUDA_TILE_BYTES(S::BITS));
+#pragma unroll
+            for (int s = 0; s < SLOTS; s++)
+                codes[t][s] = at[s].load_codes(stage, of + t);
 #pragma unroll
         for (int segment = 0; segment < SEGMENTS; segment++) {
-            zero_terms<S::BITS, T> zero[TILES];
-            uint32_t scale[TILES];
+            zero_terms<S::BITS, T> zero[TILES][SLOTS];
+            uint32_t scale[TILES][SLOTS];
 
 #pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                const int slot = groups.slot((of + t) * FQ_CUDA_STEPS + segment * STEPS);
-
-                scale[t] = lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES);
-                zero[t] = load_zeros<ZEROS>(at, stage, slot);
-            }
+            for (int t = 0; t < TILES; t++)
 #pragma unroll
-            for (int s = 0; s < STEPS; s++) {
-                const int step = segment * STEPS + s;
+                for (int s = 0; s < SLOTS; s++) {
+                    const int step = (of + t) * FQ_CUDA_STEPS + segment * STEPS;
+
+                    scale[t][s] = at[s].load_scales(stage, step);
+                    zero[t][s] = at[s].template load_zeros<ZEROS>(stage, step);
+                }
+#pragma unroll
+            for (int i = 0; i < STEPS; i++) {
+                const int step = segment * STEPS + i;
 
 #pragma unroll
                 for (int t = 0; t < TILES; t++)
 #pragma unroll
-                    for (int j = 0; j < S::QUADS; j++)
+                    for (int j = 0; j < S::N / 8; j++)
                         if (step % 2 == 0)
-                            ldmatrix_x4(x[t][j], at.x + stage + j * 8 * S::X_PITCH +
-                                                     (of + t) * 128 + step * 32);
+                            ldmatrix_x4(x[t][j],
+                                        x_place + j * 8 * S::X_PITCH + t * 128 + step * 32);
 #pragma unroll
-                for (int t = 0; t < TILES; t++) {
-                    uint32_t a[4];
-
-                    fragment<S::BITS, T>(a, codes[t], step, zero[t]);
+                for (int t = 0; t < TILES; t++)
 #pragma unroll
-                    for (int j = 0; j < S::QUADS; j++) {
-                        const uint32_t low = x[t][j][step % 2 * 2],
-                                       high = x[t][j][step % 2 * 2 + 1];
+                    for (int s = 0; s < SLOTS; s++) {
+                        uint32_t a[4];
 
-                        if (s == 0)
-                            T::mma_first(part[t][j], a, low, high);
-                        else
-                            T::mma(part[t][j], a, low, high);
+                        fragment<S::BITS, T>(a, codes[t][s], step, zero[t][s]);
+#pragma unroll
+                        for (int j = 0; j < S::N / 8; j++) {
+                            const uint32_t low = x[t][j][step % 2 * 2],
+                                           high = x[t][j][step % 2 * 2 + 1];
+
+                            if (i == 0)
+                                T::mma_first(part[t][s][j], a, low, high);
+                            else
+                                T::mma(part[t][s][j], a, low, high);
+                        }
                     }
-                }
             }
 #pragma unroll
             for (int t = 0; t < TILES; t++)
-                add_scaled(sums, reinterpret_cast<float(&)[S::QUADS * 4]>(part[t]),
-                           unpack_scales(scale[t], bf16_scales));
+#pragma unroll
+                for (int s = 0; s < SLOTS; s++)
+                    add_scaled(sums[s], reinterpret_cast<strip_sums &>(part[t][s]),
+                               unpack_scales(scale[t][s], at[s].bf16_scales));
         }
     }
 
-    /* One tile by wgmma, a segment after the other. */
+    /* One tile of a strip by wgmma, a segment after the other. */
     template <int SEGMENTS, bool ZEROS>
-    __device__ __forceinline__ void sum_tile(float (&sums)[S::QUADS * 4], const lane_place &at,
-                                             uint32_t stage, int of, const group_phase &groups,
-                                             bool bf16_scales) const {
+    __device__ __forceinline__ void sum_tile(strip_sums &sums, const slot_place &at, uint32_t stage,
+                                             int of, uint32_t x_place) const {
         constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS;
-        const uint32_t x = at.x + stage / 16 + of * (S::X_TILE / 16);
-        const lane_codes<S::BITS> codes =
-            load_codes<S::BITS>(at.codes + stage + of * FQ_CUDA_TILE_BYTES(S::BITS));
+        const lane_codes<S::BITS> codes = at.load_codes(stage, of);
 
+        x_place += stage / 16 + of * (S::X_TILE / 16);
 #pragma unroll
         for (int segment = 0; segment < SEGMENTS; segment++) {
-            const int slot = groups.slot(of * FQ_CUDA_STEPS + segment * STEPS);
-            const zero_terms<S::BITS, T> zero = load_zeros<ZEROS>(at, stage, slot);
-            float part[S::QUADS * 4];
+            const int first_step = of * FQ_CUDA_STEPS + segment * STEPS;
+            const zero_terms<S::BITS, T> zero = at.template load_zeros<ZEROS>(stage, first_step);
+            strip_sums part;
             uint32_t a[STEPS][4];
 
 #pragma unroll
@@ -308,84 +398,86 @@ template <class S, class T> class decoder {
 #pragma unroll
             for (int s = 0; s < STEPS; s++)
                 wgmma<S::N>::template mma<T>(
-                    part, a[s], wgmma_descriptor(x + (segment * STEPS + s) * WGMMA_STEP), s > 0);
+                    part, a[s],
+                    wgmma_descriptor(x_place + (segment * STEPS + s) * WGMMA_STEP), s > 0);
             wgmma_commit();
             wgmma_wait<0>();
             settle(part);
-            add_scaled(sums, part, load_scales(at, stage, slot, bf16_scales));
+            add_scaled(sums, part,
+                       unpack_scales(at.load_scales(stage, first_step), at.bf16_scales));
         }
     }
 
-    /* All units of a segment. */
-    template <int SEGMENTS, bool ZEROS>
-    __device__ __forceinline__ void sum_units(float (&sums)[S::QUADS * 4],
-                                              const fq_cuda_segment &segment,
-                                              const fq_cuda_matrix &w, ring_place &place) const {
-        const lane_place at(*this);
-        const bool bf16_scales = w.scale_bf16;
-        group_phase groups(w, segment.begin * S::KT);
-        int tiles = w.tiles - segment.begin * S::KT; /* from here to the end of K */
+    /* All tiles of a block. */
+    template <int SLOTS, int SEGMENTS, bool ZEROS>
+    __device__ __forceinline__ void sum_tiles(strip_sums (&sums)[S::SLOTS],
+                                              slot_place (&at)[S::SLOTS], uint32_t x,
+                                              ring_place &place) const {
+        /* tiles at a time, by the registers there are */
+        constexpr int TOGETHER = SLOTS == 1 && SEGMENTS == 1 && S::N == 8 ? S::KT : 1;
 
-        for (int unit = segment.begin; unit < segment.end; unit++) {
+        for (int tile = begin; tile < end; tile += S::KT, place.next()) {
             const uint32_t stage = place.stage * stage_bytes;
 
             mbarrier_wait(full_of(place), place.parity);
-            if constexpr (S::DIRECT) {
-                if (S::TOGETHER > 1 && SEGMENTS == 1 && tiles >= S::TOGETHER)
-                    sum_tiles_directly<S::TOGETHER, SEGMENTS, ZEROS>(sums, at, stage, 0, groups,
-                                                                     bf16_scales);
-                else
-                    for (int of = 0; of < S::KT && of < tiles; of++)
-                        sum_tiles_directly<1, SEGMENTS, ZEROS>(sums, at, stage, of, groups,
-                                                               bf16_scales);
+            if constexpr (!S::DIRECT) {
+                for (int of = 0; of < S::KT && tile + of < end; of++)
+#pragma unroll
+                    for (int s = 0; s < SLOTS; s++)
+                        sum_tile<SEGMENTS, ZEROS>(sums[s], at[s], stage, of, x);
+            } else if (TOGETHER > 1 && tile + TOGETHER <= end) {
+                sum_tiles_directly<SLOTS, TOGETHER, SEGMENTS, ZEROS>(sums, at, stage, 0, x);
             } else {
-                for (int of = 0; of < S::KT && of < tiles; of++)
-                    sum_tile<SEGMENTS, ZEROS>(sums, at, stage, of, groups, bf16_scales);
+                for (int of = 0; of < S::KT && tile + of < end; of++)
+                    sum_tiles_directly<SLOTS, 1, SEGMENTS, ZEROS>(sums, at, stage, of, x);
             }
             release(place);
-            groups.advance(S::KT * FQ_CUDA_STEPS);
-            tiles -= S::KT;
-            place.next();
+#pragma unroll
+            for (int s = 0; s < SLOTS; s++)
+                at[s].groups.advance(S::KT * FQ_CUDA_STEPS);
         }
     }
 
-    /* The same where a tile has one scale a row: the next tile is dequantized while the tensor
-     * cores are at this one. */
-    template <bool ZEROS>
-    __device__ __forceinline__ void sum_tiles(float (&sums)[S::QUADS * 4],
-                                              const fq_cuda_segment &segment,
-                                              const fq_cuda_matrix &w, ring_place &place) const {
-        const lane_place at(*this);
-        const bool bf16_scales = w.scale_bf16;
-        const int end = min(segment.end * S::KT, w.tiles);
-        group_phase groups(w, segment.begin * S::KT);
+    /*
+     * The same by wgmma where a tile has one scale a row.  The next strip, of this tile or the next
+     * one, is dequantized while the tensor cores are at this one.
+     */
+    template <int SLOTS, bool ZEROS>
+    __device__ __forceinline__ void sum_tiles_ahead(strip_sums (&sums)[S::SLOTS],
+                                                    slot_place (&at)[S::SLOTS], uint32_t x,
+                                                    ring_place &place) const {
+        const int items = (end - begin) * SLOTS;
         uint32_t stage = place.stage * stage_bytes;
         uint32_t a[2][FQ_CUDA_STEPS][4];
-        int of = 0;
-        auto dequantize = [&](uint32_t(&to)[FQ_CUDA_STEPS][4]) {
+        int of = 0; /* tile of the stage */
+        auto dequantize = [&](uint32_t (&to)[FQ_CUDA_STEPS][4], const slot_place &from) {
             const zero_terms<S::BITS, T> zero =
-                load_zeros<ZEROS>(at, stage, groups.slot(of * FQ_CUDA_STEPS));
-            const lane_codes<S::BITS> codes =
-                load_codes<S::BITS>(at.codes + stage + of * FQ_CUDA_TILE_BYTES(S::BITS));
+                from.template load_zeros<ZEROS>(stage, of * FQ_CUDA_STEPS);
+            const lane_codes<S::BITS> codes = from.load_codes(stage, of);
 
 #pragma unroll
             for (int step = 0; step < FQ_CUDA_STEPS; step++)
                 fragment<S::BITS, T>(to[step], codes, step, zero);
         };
 
+        if (items == 0)
+            return;
         mbarrier_wait(full_of(place), place.parity);
-        dequantize(a[0]);
-        for (int tile = segment.begin * S::KT; tile < end; tile += 2) {
+        dequantize(a[0], at[0]);
+        for (int item = 0; item < items; item += 2) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                if (tile + i >= end)
-                    break;
-                const uint32_t x = at.x + stage / 16 + of * (S::X_TILE / 16);
-                const float2 scale =
-                    load_scales(at, stage, groups.slot(of * FQ_CUDA_STEPS), bf16_scales);
+                constexpr int LAST = SLOTS - 1;
+                const int slot = SLOTS == 2 ? i : 0; /* known when compiled */
                 const ring_place here = place;
-                const bool done = of + 1 == S::KT || tile + i + 1 == end; /* with this stage */
-                float part[S::QUADS * 4];
+                strip_sums part;
+
+                if (item + i >= items)
+                    break;
+                const uint32_t scale = at[slot].load_scales(stage, of * FQ_CUDA_STEPS);
+                const uint32_t x_place = x + stage / 16 + of * (S::X_TILE / 16);
+                /* with this stage: its last tile, or K's */
+                const bool done = slot == LAST && (of + 1 == S::KT || item + i + 1 == items);
 
 #pragma unroll
                 for (int step = 0; step < FQ_CUDA_STEPS; step++)
@@ -393,48 +485,52 @@ template <class S, class T> class decoder {
                 wgmma_fence();
 #pragma unroll
                 for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                    wgmma<S::N>::template mma<T>(part, a[i][step],
-                                                 wgmma_descriptor(x + step * WGMMA_STEP), step > 0);
+                    wgmma<S::N>::template mma<T>(
+                        part, a[i][step], wgmma_descriptor(x_place + step * WGMMA_STEP), step > 0);
                 wgmma_commit();
-                of++;
+                if (slot == LAST)
+                    of++;
                 if (done) {
                     of = 0;
                     place.next();
                     stage = place.stage * stage_bytes;
-                    groups.advance(S::KT * FQ_CUDA_STEPS);
+#pragma unroll
+                    for (int s = 0; s < SLOTS; s++)
+                        at[s].groups.advance(S::KT * FQ_CUDA_STEPS);
                 }
-                if (tile + i + 1 < end) {
+                if (item + i + 1 < items) {
                     if (done)
                         mbarrier_wait(full_of(place), place.parity);
-                    dequantize(a[1 - i]);
+                    dequantize(a[1 - i], at[slot == LAST ? 0 : LAST]);
                 }
                 wgmma_wait<0>();
                 settle(part);
                 if (done)
                     release(here);
-                add_scaled(sums, part, scale);
+                add_scaled(sums[slot], part, unpack_scales(scale, at[slot].bf16_scales));
             }
         }
     }
 
-    template <bool ZEROS>
-    __device__ __forceinline__ void sum_segment(float (&sums)[S::QUADS * 4],
-                                                const fq_cuda_segment &segment,
-                                                const fq_cuda_matrix &w, ring_place &place) const {
-        if (w.slots_log2 == 0 && S::DIRECT)
-            sum_units<1, ZEROS>(sums, segment, w, place);
-        else if (w.slots_log2 == 0)
-            sum_tiles<ZEROS>(sums, segment, w, place);
-        else if (w.slots_log2 == 1)
-            sum_units<2, ZEROS>(sums, segment, w, place);
-        else
-            sum_units<4, ZEROS>(sums, segment, w, place);
+    template <int SLOTS, bool ZEROS>
+    __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS],
+                                              slot_place (&at)[S::SLOTS], int segments_log2,
+                                              uint32_t x, ring_place &place) const {
+        if (segments_log2 == 0) {
+            if constexpr (S::DIRECT)
+                sum_tiles<SLOTS, 1, ZEROS>(sums, at, x, place);
+            else
+                sum_tiles_ahead<SLOTS, ZEROS>(sums, at, x, place);
+        } else if (segments_log2 == 1) {
+            sum_tiles<SLOTS, 2, ZEROS>(sums, at, x, place);
+        } else {
+            sum_tiles<SLOTS, 4, ZEROS>(sums, at, x, place);
+        }
     }
 
     /* A warpgroup without a strip only lets the stages go. */
-    __device__ __forceinline__ void skip_segment(const fq_cuda_segment &segment,
-                                                 ring_place &place) const {
-        for (int unit = segment.begin; unit < segment.end; unit++, place.next()) {
+    __device__ __forceinline__ void skip_block(ring_place &place) const {
+        for (int tile = begin; tile < end; tile += S::KT, place.next()) {
             mbarrier_wait(full_of(place), place.parity);
             release(place);
         }
@@ -442,141 +538,262 @@ template <class S, class T> class decoder {
 
     __device__ __forceinline__ void release(const ring_place &place) const {
         __syncwarp();
-        if (lane == 0) {
+        if (lane == 0)
             mbarrier_arrive(empty_of(place));
-            if (!S::DIRECT)
-                mbarrier_arrive_at(empty_of(place), half ^ 1);
+    }
+
+    /* ---- The way out ------------------------------------------------------------------------ */
+
+    /* Rows row0.. of X of this thread's sums, to where the cluster reads them. */
+    __device__ __forceinline__ void leave_sums(const strip_sums (&sums)[S::SLOTS],
+                                               const block_place &block, int row0) const {
+        const uint32_t mine = out + lane % 4 * 2 * S::OUT_PITCH +
+                              (thread / 128 * FQ_CUDA_STRIP +
+                               thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4) * 4;
+
+#pragma unroll
+        for (int s = 0; s < S::SLOTS; s++) {
+            if (thread / 128 >= block.first || thread / 128 + s * block.first >= block.strips)
+                break;
+#pragma unroll
+            for (int q = 0; q < S::N / 8; q++) {
+                const uint32_t to =
+                    mine + s * block.first * FQ_CUDA_STRIP * 4 + (q * 8 - row0) * S::OUT_PITCH;
+
+                if (q * 8 < row0 || q * 8 >= row0 + S::OUT_ROWS || q * 8 >= launch.m)
+                    continue;
+                sts_32(to, sums[s][4 * q]);
+                sts_32(to + S::OUT_PITCH, sums[s][4 * q + 1]);
+                sts_32(to + 32, sums[s][4 * q + 2]);
+                sts_32(to + S::OUT_PITCH + 32, sums[s][4 * q + 3]);
+            }
         }
     }
 
-    /* Eight rows of X at a time go through shared memory, so that results lie side by side. */
-    __device__ __forceinline__ void store(const float (&sums)[S::QUADS * 4], int block) const {
-        const bool gated = launch.gate.codes != nullptr;
-        const int width = S::GROUPS * FQ_CUDA_STRIP / (gated ? 2 : 1); /* rows of W in Y */
-        const int first = (block * FQ_CUDA_CLUSTER + half) * width;
-        const uint32_t mine =
-            out + lane % 4 * 2 * S::OUT_PITCH + (thread / 32 * FQ_CUDA_QUARTER + lane / 4) * 4;
+    /* Four rows of W by one of X: what the CTAs have at an address of `out`, added in their order. */
+    __device__ __forceinline__ void add_parts(float (&v)[4], uint32_t address) const {
+        float4 part[FQ_CUDA_DECODE_SPLIT];
 
-        for (int eight = 0; eight * 8 < launch.m; eight++) {
-            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS); /* the last eight are stored */
 #pragma unroll
-            for (int q = 0; q < S::QUADS; q++) {
-                if (q != eight)
-                    continue;
-                sts_32(mine, sums[4 * q]);
-                sts_32(mine + S::OUT_PITCH, sums[4 * q + 1]);
-                sts_32(mine + 32, sums[4 * q + 2]);
-                sts_32(mine + S::OUT_PITCH + 32, sums[4 * q + 3]);
-            }
-            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
-            for (int i = thread; i < 8 * width / 4; i += S::CONSUMERS) {
-                int row = i / (width / 4), column = i % (width / 4) * 4, m = eight * 8 + row;
-                uint32_t at = out + row * S::OUT_PITCH + column * 4;
+        for (int i = 0; i < FQ_CUDA_DECODE_SPLIT; i++)
+            part[i] = cluster_load_f4(cluster_address(address, i));
+        v[0] = v[1] = v[2] = v[3] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < FQ_CUDA_DECODE_SPLIT; i++) {
+            v[0] += part[i].x;
+            v[1] += part[i].y;
+            v[2] += part[i].z;
+            v[3] += part[i].w;
+        }
+    }
 
-                if (m < launch.m && first + column < launch.w.n)
-                    store_run<T, 4>(launch, gated ? at + width * 4 : at, at, launch.y_rows[m],
-                                    launch.residual_rows[m], first + column);
+    /* This CTA's rows of a block: as many of each strip, for rows row0.. of X. */
+    __device__ __forceinline__ void store_rows(const block_place &block, int row0) const {
+        constexpr int SHARE = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
+        constexpr int RUNS = SHARE / 4; /* of four rows of W, in a strip */
+        const bool gated = launch.gate.codes != nullptr;
+        const int of_y = gated ? block.first : block.strips; /* strips of Y */
+        const int rows = min(S::OUT_ROWS, launch.m - row0);
+
+        for (int i = thread; i < rows * of_y * RUNS; i += S::CONSUMERS) {
+            const int run = i % (of_y * RUNS), m = row0 + i / (of_y * RUNS);
+            const int strip = run / RUNS, row = rank * SHARE + run % RUNS * 4;
+            const int n = (block.strip + strip) * FQ_CUDA_STRIP + row;
+            const uint32_t at =
+                out + (m - row0) * S::OUT_PITCH + (strip * FQ_CUDA_STRIP + row) * 4;
+            float v[4], gate[4] = {};
+
+            if (n >= launch.w.n)
+                continue;
+            if (gated) {
+                add_parts(gate, at);
+                add_parts(v, at + block.first * FQ_CUDA_STRIP * 4);
+            } else {
+                add_parts(v, at);
             }
+            store_run<T, 4>(launch, v, gate, launch.y_rows[m], launch.residual_rows[m], n);
+        }
+    }
+
+    /* Tells every CTA of the cluster that all consumers of this one came here. */
+    __device__ __forceinline__ void tell_cluster(uint32_t barrier) const {
+        named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
+        if (thread < FQ_CUDA_DECODE_SPLIT)
+            mbarrier_arrive_release(cluster_address(barrier, thread));
+    }
+
+    /* parity: of the phases of `ready` and `taken` that begin. */
+    __device__ __forceinline__ void combine(const strip_sums (&sums)[S::SLOTS],
+                                            const block_place &block, uint32_t &parity) const {
+        for (int row0 = 0; row0 < launch.m; row0 += S::OUT_ROWS, parity ^= 1) {
+            mbarrier_wait_cluster(taken, parity ^ 1);
+            leave_sums(sums, block, row0);
+            tell_cluster(ready);
+            mbarrier_wait_cluster(ready, parity);
+            store_rows(block, row0);
+            tell_cluster(taken);
         }
     }
 
   public:
     __device__ __forceinline__ decoder(const fq_cuda_launch &l, uint32_t shared)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
-          empty(full + l.stages * 8), out(empty + l.stages * 8), stage_bytes(l.stage_bytes),
-          zeros_at(S::SCALES + S::GROUPS * l.slots * FQ_CUDA_SCALE_BYTES),
-          worker(blockIdx.x / FQ_CUDA_CLUSTER), half(blockIdx.x % FQ_CUDA_CLUSTER),
-          thread(threadIdx.x), lane(threadIdx.x % 32) {
+          empty(full + l.stages * 8), out(empty + l.stages * 8 + 16),
+          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes),
+          strips(l.block_strips * (l.gate.codes ? 2 : 1)),
+          begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
+          end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
+          cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT),
+          rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT), thread(threadIdx.x), lane(threadIdx.x % 32) {
     }
 
     __device__ __forceinline__ void init_barriers() const {
         for (int i = 0; i < launch.stages; i++) {
-            mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 : 1);
-            mbarrier_init(empty + i * 8, S::CONSUMERS / 32 * (S::DIRECT ? 1 : FQ_CUDA_CLUSTER));
+            mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 : 2);
+            mbarrier_init(empty + i * 8, S::CONSUMERS / 32);
         }
+        mbarrier_init(ready, FQ_CUDA_DECODE_SPLIT);
+        mbarrier_init(taken, FQ_CUDA_DECODE_SPLIT);
         mbarrier_fence_init();
     }
 
-    /* Weights fill the ring before the kernels that made X are done. */
-    __device__ __forceinline__ void produce() {
-        const uint32_t to = place_of_copies();
-        unit_cursor at(launch.shares, worker), of_x(launch.shares, worker);
-        ring_place place(launch.stages), x_place(launch.stages);
-        strip_copies copies = find_copies(at);
-        auto put_next_weights = [&]() {
-            put_weights(place, copies, to, tiles_of(at.unit));
-            place.next();
-            if (at.next())
-                copies = find_copies(at);
-        };
-        auto put_next_x = [&]() {
-            put_arranged(x_place, of_x.unit, tiles_of(of_x.unit));
-            x_place.next();
-            of_x.next();
-        };
+    /*
+     * The two producers part the work by what it costs them: where X comes row by row, a warp has
+     * that, and a thread the weights; where it is arranged, a thread has the codes and another one
+     * the scales and X.  Weights fill the ring before the kernels that made X are done.
+     */
+    template <bool CODES, bool SCALES, bool GATED> struct weights_producer {
+        const decoder &d;
+        cursor at;
+        block_copies one, two; /* two: of W, where one is the gate */
 
-        for (int i = 0; i < launch.stages && at.valid; i++)
-            put_next_weights();
-        if (!S::DIRECT) {
-            grid_wait();
-            for (int i = 0; i < launch.stages && of_x.valid; i++)
-                put_next_x();
+        __device__ __forceinline__ explicit weights_producer(const decoder &of)
+            : d(of), at(of), one(of, block_place(of, 0), 0), two(of, block_place(of, 0), GATED) {
         }
-        while (at.valid) {
-            mbarrier_wait(empty_of(place), place.parity ^ 1);
-            put_next_weights();
-            if (!S::DIRECT)
-                put_next_x();
+        /* The next stage, and, by the thread that puts scales, X beside it. */
+        __device__ __forceinline__ void put() {
+            const int tiles = min(S::KT, d.end - at.tile);
+            const uint32_t barrier = d.full_of(at.place), most = d.launch.slots;
+            const uint32_t stage = at.place.stage * d.stage_bytes;
+            const uint32_t bytes = tiles * FQ_CUDA_TILE_BYTES(S::BITS);
+            const uint32_t slots_one = one.slots(tiles), slots_two = two.slots(tiles);
+            uint32_t all = SCALES && !S::DIRECT ? tiles * S::X_TILE : 0;
+
+            if (CODES)
+                all += (one.count + (GATED ? two.count : 0)) * bytes;
+            if (SCALES)
+                all += one.scale_bytes(slots_one) + (GATED ? two.scale_bytes(slots_two) : 0);
+            mbarrier_expect(barrier, all);
+            if (CODES) {
+                one.put_codes(stage, bytes, barrier);
+                if (GATED)
+                    two.put_codes(stage, bytes, barrier);
+            }
+            if (SCALES) {
+                one.put_scales(stage, tiles, slots_one, most, barrier);
+                if (GATED)
+                    two.put_scales(stage, tiles, slots_two, most, barrier);
+            }
+            if (at.next(d) && at.valid(d)) {
+                one = block_copies(d, block_place(d, at.block), 0);
+                if (GATED)
+                    two = block_copies(d, block_place(d, at.block), 1);
+            }
+        }
+    };
+
+    template <bool GATED> __device__ __forceinline__ void put_all_weights() const {
+        weights_producer<true, S::DIRECT, GATED> weights(*this);
+
+        while (weights.at.valid(*this)) {
+            mbarrier_wait(empty_of(weights.at.place), weights.at.place.parity ^ 1);
+            weights.put();
         }
     }
 
-    __device__ __forceinline__ void produce_rows() {
+    template <bool GATED> __device__ __forceinline__ void put_all_scales_and_x() const {
+        weights_producer<false, true, GATED> weights(*this);
+        cursor of_x(*this);
+
+        for (int i = 0; i < launch.stages && weights.at.valid(*this); i++)
+            weights.put();
+        grid_wait();
+        for (int i = 0; i < launch.stages && of_x.valid(*this); i++, of_x.next(*this))
+            put_arranged(of_x);
+        while (weights.at.valid(*this)) {
+            mbarrier_wait(empty_of(of_x.place), of_x.place.parity ^ 1);
+            weights.put();
+            put_arranged(of_x);
+            of_x.next(*this);
+        }
+    }
+
+    /* By a thread. */
+    __device__ __forceinline__ void produce_weights() const {
+        if (launch.gate.codes)
+            put_all_weights<true>();
+        else
+            put_all_weights<false>();
+    }
+
+    /* By a thread. */
+    __device__ __forceinline__ void produce_scales_and_x() const {
+        if (launch.gate.codes)
+            put_all_scales_and_x<true>();
+        else
+            put_all_scales_and_x<false>();
+    }
+
+    /* By a warp. */
+    __device__ __forceinline__ void produce_rows() const {
         const uint32_t to = ring + lane / PIECES * S::X_PITCH + lane % PIECES * 16;
         const uint16_t *rows[ROW_LOADS];
-        unit_cursor at(launch.shares, worker);
-        ring_place place(launch.stages);
+        cursor at(*this);
 
         grid_wait();
 #pragma unroll
         for (int i = 0; i < ROW_LOADS; i++)
             rows[i] = static_cast<const uint16_t *>(
                 launch.x_rows[min(i * ROWS_AT_ONCE + lane / PIECES, launch.m - 1)]);
-        for (; at.valid; at.next(), place.next()) {
-            mbarrier_wait(empty_of(place), place.parity ^ 1);
-            put_rows(place, at.unit * (S::KT * FQ_CUDA_TILE) + lane % PIECES * 8, rows, to);
+        for (; at.valid(*this); at.next(*this)) {
+            mbarrier_wait(empty_of(at.place), at.place.parity ^ 1);
+            put_rows(at, rows, to);
         }
     }
 
-    __device__ __forceinline__ void consume() {
+    __device__ __forceinline__ void consume() const {
         const int group = thread / 128;
-        const auto needed = [&](int q) { return q * 8 < launch.m; };
+        const uint32_t x = S::DIRECT ? ring + lane % 8 * S::X_PITCH + lane / 8 * 16
+                                     : wgmma_tile(ring);
         ring_place place(launch.stages);
-        fq_cuda_segment segment;
+        uint32_t parity = 0;
 
-        for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
-            const fq_cuda_matrix *w;
-            float sums[S::QUADS * 4] = {};
+        cluster_wait(); /* the barriers of all its CTAs are there */
+        for (int i = 0; i < launch.blocks; i++) {
+            const block_place block(*this, i);
+            const fq_cuda_matrix *w[S::SLOTS];
+            strip_sums sums[S::SLOTS] = {};
             int strip;
-            const bool present = find_strip(segment.block, group, w, strip);
+            const bool one = find_strip(block, group, w[0], strip) && group < block.first;
+            const bool two = find_strip(block, group + block.first, w[1], strip) && one;
+            slot_place at[S::SLOTS] = {{*this, block, 0, *w[0]}, {*this, block, 1, *w[1]}};
+            const int segments = max(w[0]->slots_log2, w[1]->slots_log2);
+            const bool zeros = w[0]->zeros || w[1]->zeros;
 
-            if (!present)
-                skip_segment(segment, place);
-            else if (w->zeros)
-                sum_segment<true>(sums, segment, *w, place);
+            if (!one)
+                skip_block(place);
+            else if (two && zeros)
+                sum_block<2, true>(sums, at, segments, x, place);
+            else if (two)
+                sum_block<2, false>(sums, at, segments, x, place);
+            else if (zeros)
+                sum_block<1, true>(sums, at, segments, x, place);
             else
-                sum_segment<false>(sums, segment, *w, place);
-            grid_wait(); /* the workspace and Y may be in use by the kernels before */
-            if (segment.end < launch.shares.units) {
-                leave_part<S::QUADS, S::CONSUMERS>({launch, worker, half, thread}, sums, thread,
-                                                   needed);
-                continue;
-            }
-            if (segment.begin > 0)
-                add_parts<S::QUADS, S::CONSUMERS>(
-                    launch, fq_cuda_first_worker(&launch.shares, segment.block), worker, half, sums,
-                    thread, needed);
-            store(sums, segment.block);
+                sum_block<1, false>(sums, at, segments, x, place);
+            grid_wait(); /* Y may be in use by the kernels before */
+            combine(sums, block, parity);
         }
+        mbarrier_wait_cluster(taken, parity ^ 1); /* nobody reads this CTA's memory any more */
     }
 };
 
@@ -593,38 +810,41 @@ __global__ void __launch_bounds__(S::THREADS, S::CTAS)
     if (threadIdx.x == 0)
         d.init_barriers();
     __syncthreads();
-    if (!S::DIRECT)
-        cluster_sync();
+    cluster_arrive();
     if (threadIdx.x >= S::CONSUMERS) {
         if (!S::DIRECT)
             registers_give<S::PRODUCER_REGISTERS>();
-        if (threadIdx.x < S::CONSUMERS + 32)
-            d.produce();
-        else if (S::DIRECT)
+        if (threadIdx.x < S::CONSUMERS + 32) {
+            if (elect_one())
+                d.produce_weights();
+        } else if (S::DIRECT) {
             d.produce_rows();
+        } else if (threadIdx.x < S::CONSUMERS + 64) {
+            if (elect_one())
+                d.produce_scales_and_x();
+        }
+        __syncwarp();
+        cluster_wait();
     } else {
         if (!S::DIRECT)
             registers_take<S::CONSUMER_REGISTERS>();
         d.consume();
-    }
-    if (!S::DIRECT) {
-        __syncwarp();
-        cluster_sync(); /* the other CTA may still send to this one's shared memory */
     }
 #endif
 }
 
 template <class S, class T>
 static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
-    bool zeros = args.w.zeros || (args.gate.codes && args.gate.zeros);
-    const int fixed = 1024 + S::OUT;
+    const bool gated = args.gate.codes != nullptr;
+    const bool zeros = args.w.zeros || (gated && args.gate.zeros);
+    const int fixed = 1024 + 16 + S::OUT;
 
-    args.stage_bytes = S::stage_bytes(args.slots, zeros);
+    args.stage_bytes = S::stage_bytes(args.block_strips * (gated ? 2 : 1), args.slots, zeros);
     args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);
     args.stages = args.stages > 16 ? 16 : args.stages;
-    return launch_overlapped(hopper_decode<S, T>, dim3(args.shares.workers * FQ_CUDA_CLUSTER),
-                             S::THREADS, fixed + args.stages * (args.stage_bytes + 16),
-                             S::DIRECT ? 1 : FQ_CUDA_CLUSTER, stream, args);
+    return launch_overlapped(hopper_decode<S, T>,
+                             dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS, fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT, stream,
+                             args);
 }
 
 template <int BITS, class T>

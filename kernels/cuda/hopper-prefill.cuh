@@ -187,6 +187,25 @@ template <class S, class T> class prefiller {
         }
     }
 
+    /*
+     * The warpgroups queue their products in turns, a tile each.  A wgmma whose operand is in
+     * registers holds its warp until the tensor cores begin with it: in turns, a warpgroup is held
+     * during three of its own steps and dequantizes during the other's; without, it would be held
+     * during the other's as well.
+     */
+    __device__ __forceinline__ void await_turn() const {
+        if (group == 0)
+            named_barrier(FQ_CUDA_BARRIER_TURNS, S::CONSUMERS);
+        else
+            named_barrier(FQ_CUDA_BARRIER_TURNS + 1, S::CONSUMERS);
+    }
+    __device__ __forceinline__ void pass_turn() const {
+        if (group == 0)
+            named_barrier_arrive(FQ_CUDA_BARRIER_TURNS + 1, S::CONSUMERS);
+        else
+            named_barrier_arrive(FQ_CUDA_BARRIER_TURNS, S::CONSUMERS);
+    }
+
     /* Queues a tile's products. */
     __device__ __forceinline__ void multiply(float (&sums)[S::QUADS * 4], fragments &a,
                                              uint32_t x) const {
@@ -228,7 +247,9 @@ template <class S, class T> class prefiller {
                     break;
                 const int here = place.stage;
 
+                await_turn();
                 multiply(sums, a[i], at.x + stage / 16);
+                pass_turn();
                 if (previous >= 0)
                     release(previous);
                 previous = here;
@@ -253,6 +274,8 @@ template <class S, class T> class prefiller {
         if (!present) {
             for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
                 mbarrier_wait(full_of(place), place.parity);
+                await_turn();
+                pass_turn();
                 release(place.stage);
             }
         } else if (w.slots_log2 == 0) {
@@ -262,6 +285,11 @@ template <class S, class T> class prefiller {
         } else {
             sum_tiles<4>(sums, segment, w, factor, place);
         }
+    }
+
+    static __device__ __forceinline__ void load_sums(float (&v)[8], uint32_t address) {
+        *reinterpret_cast<float4 *>(v) = lds_f4(address);
+        *reinterpret_cast<float4 *>(v + 4) = lds_f4(address + 16);
     }
 
     /* Some rows of X at a time go through shared memory, so that results lie side by
@@ -310,9 +338,12 @@ template <class S, class T> class prefiller {
                 int row = i / 8, n = n0 + i % 8 * 8;
                 int64_t m = row0 + row;
                 uint32_t at = row * S::OUT_PITCH + i % 8 * 32;
+                float v[8], gate[8];
 
+                load_sums(v, (gated ? out + S::OUT : buffer) + at);
+                load_sums(gate, out + at);
                 if (m < launch.m && n < launch.w.n)
-                    store_run<T, 8>(launch, gated ? out + S::OUT + at : buffer + at, out + at,
+                    store_run<T, 8>(launch, v, gate,
                                     static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
                                     launch.residual
                                         ? static_cast<const uint16_t *>(launch.residual) +
@@ -368,6 +399,8 @@ template <class S, class T> class prefiller {
         fq_cuda_segment segment;
 
         grid_wait();
+        if (group == 1)
+            pass_turn();
         for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
             float sums[S::QUADS * 4] = {};
             const fq_cuda_matrix *w;

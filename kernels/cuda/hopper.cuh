@@ -28,6 +28,7 @@
 #define FQ_CUDA_BARRIER_GATE      2
 #define FQ_CUDA_BARRIER_PART      3
 #define FQ_CUDA_BARRIER_GROUPS    4 /* and one more for each warpgroup */
+#define FQ_CUDA_BARRIER_TURNS     6 /* the same */
 
 /*
  * A register that a wgmma reads or writes on its own time must be final before, and not be read
@@ -209,25 +210,20 @@ static __device__ __forceinline__ void add_parts(const fq_cuda_launch &launch, i
 }
 
 /*
- * COUNT (4 or 8) results of one row of X, from n on: finished from their sums in shared memory, and
- * stored.  gate: where the sums of the gate's rows are; of no use without a gate.
+ * COUNT (4 or 8) results of one row of X, from n on: finished from their sums, and stored.  gate: the
+ * sums of the gate's rows; of no use without a gate.
  */
 template <class T, int COUNT>
-static __device__ __forceinline__ void store_run(const fq_cuda_launch &launch, uint32_t sums,
-                                                 uint32_t gate, void *y_row, const void *residual,
-                                                 int n) {
+static __device__ __forceinline__ void
+store_run(const fq_cuda_launch &launch, const float (&sums)[COUNT], const float (&gate)[COUNT],
+          void *y_row, const void *residual, int n) {
     typename T::type *y = static_cast<typename T::type *>(y_row) + n;
-    float v[COUNT], g[COUNT];
+    float v[COUNT];
     uint32_t packed[COUNT / 2];
 
 #pragma unroll
-    for (int i = 0; i < COUNT; i += 4) {
-        *reinterpret_cast<float4 *>(v + i) = lds_f4(sums + i * 4);
-        *reinterpret_cast<float4 *>(g + i) = lds_f4(gate + i * 4);
-    }
-#pragma unroll
     for (int i = 0; i < COUNT; i++)
-        v[i] = n + i < launch.w.n ? finish(launch, v[i], g[i], n + i) : 0.0f;
+        v[i] = n + i < launch.w.n ? finish(launch, sums[i], gate[i], n + i) : 0.0f;
     if (residual)
 #pragma unroll
         for (int i = 0; i < COUNT; i++)

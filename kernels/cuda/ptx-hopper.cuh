@@ -120,10 +120,71 @@ static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from
                  : "memory");
 }
 
+static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
 /* ---- Clusters and parts of a CTA ------------------------------------------------------------ */
+
+/* Both halves of a barrier of the cluster; all threads of a warp together. */
+static __device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+}
+static __device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+/* The same place in the shared memory of the cluster's CTA of that rank. */
+static __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+    uint32_t there;
+
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+static __device__ __forceinline__ float4 cluster_load_f4(uint32_t address) {
+    float4 v;
+
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+
+/* An arrival, at a cluster_address(), that publishes what the CTA wrote before a barrier ahead of
+ * it. */
+static __device__ __forceinline__ void mbarrier_arrive_release(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
+                 : "memory");
+}
+
+/* mbarrier_wait() for what other CTAs of the cluster published. */
+static __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+    asm volatile("{\n.reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared.b64 done, [%0], %1;\n"
+                 "@done bra over;\n"
+                 "bra again;\n"
+                 "over:\n}" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
 
 static __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+/* True for one thread of a warp that is here as a whole; better than a lane's number, in that the
+ * compiler knows it for one. */
+static __device__ __forceinline__ bool elect_one() {
+    uint32_t elected;
+
+    asm volatile("{\n.reg .pred one;\n"
+                 "elect.sync _|one, 0xffffffff;\n"
+                 "selp.u32 %0, 1, 0, one;\n}"
+                 : "=r"(elected));
+    return elected;
 }
 
 /* A barrier of `threads` threads of the CTA; id 0 is __syncthreads()'s. */

@@ -4,7 +4,11 @@
  * output each worker sums.  Plain integers, used by the host to size the
  * workspace and by the kernels to find their work.
  *
- * The output is cut into blocks; a block takes `units` steps along K.  A worker
+ * Decode: the strips of W are dealt out evenly to clusters, each of which takes as many as it has
+ * room for at a time, a block, and whose CTAs part K.  That depends on the matrix and the device
+ * alone, never on m: batch invariance rests on it.
+ *
+ * Prefill: the output is cut into blocks; a block takes `units` steps along K.  A worker
  * is a cluster of two CTAs, one for each half of a block's rows of W.  `whole`
  * blocks are dealt out in turn, and all units of the rest, one block after the
  * other, are cut into as many equal runs as there are workers (stream-K):
@@ -18,9 +22,6 @@
  * block's end adds them to its own, the last thing it does.  So hardly anybody waits,
  * and only for workers of lower number, which the device starts first: a launch ends
  * even where not all of its CTAs fit the device at a time.
- *
- * On the decode path a share depends on the matrix and the device alone, never
- * on m: batch invariance rests on that.
  */
 #ifndef FQ_KERNELS_CUDA_SHARES_H
 #define FQ_KERNELS_CUDA_SHARES_H
@@ -32,6 +33,33 @@
 #else
 #define FQ_HOST_DEVICE inline
 #endif
+
+/* ---- Decode --------------------------------------------------------------------------------- */
+
+#define FQ_CUDA_DECODE_SPLIT  2  /* CTAs of a cluster, which part K */
+#define FQ_CUDA_DECODE_GROUPS 3  /* consumer warpgroups of a CTA */
+#define FQ_CUDA_DECODE_SLOTS  2  /* strips of each */
+#define FQ_CUDA_DIRECT_ROWS   16 /* of X, that are taken as they lie */
+
+#define FQ_CUDA_DECODE_STAGE_TILES(bits) ((bits) == 8 ? 1 : 2) /* along K */
+
+/* The first tile of K that is the part-th CTA's: an even one. */
+static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
+    int pairs = (tiles + 1) / 2, tile = pairs * part / FQ_CUDA_DECODE_SPLIT * 2;
+
+    return tile < tiles ? tile : tiles;
+}
+
+/* How many strips the block-th of `blocks` blocks of a cluster has, of which *first is the first. */
+static FQ_HOST_DEVICE int fq_cuda_decode_strips(int strips, int clusters, int blocks, int cluster,
+                                                int block, int *first) {
+    int begin = strips * cluster / clusters, count = strips * (cluster + 1) / clusters - begin;
+
+    *first = begin + count * block / blocks;
+    return begin + count * (block + 1) / blocks - *first;
+}
+
+/* ---- Prefill -------------------------------------------------------------------------------- */
 
 #define FQ_CUDA_CLUSTER 2 /* CTAs of a worker */
 
