@@ -38,8 +38,8 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int THREADS = CONSUMERS + (DIRECT ? 64 : 128);
     static constexpr int PRODUCER_REGISTERS = N == 64 ? 32 : 56;
     static constexpr int CONSUMER_REGISTERS = N == 64 ? 160 : 152;
-    static constexpr int CTAS = DIRECT ? 2 : 1;                    /* that fit a multiprocessor */
-    static constexpr int SHARED = DIRECT ? 112 << 10 : 226 << 10; /* bytes of each, at most */
+    static constexpr int CTAS = N == 8 ? 2 : 1;                      /* that fit a multiprocessor */
+    static constexpr int SHARED = CTAS == 2 ? 112 << 10 : 226 << 10; /* bytes of each, at most */
     static constexpr int SUMS = N / 2; /* of a thread and strip */
     static constexpr int KT = FQ_CUDA_DECODE_STAGE_TILES(BITS); /* tiles of K in a stage */
     static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS);    /* codes of a strip in a stage */
@@ -137,85 +137,21 @@ template <class S, class T> class decoder {
         }
     };
 
-    /*
-     * The copies of one matrix's strips of a block, all codes or all scales and zero points of a
-     * stage at a time, by one thread.  What a stage costs here, all of it costs.
-     */
-    static constexpr int STRIPS = S::GROUPS * S::SLOTS; /* of a block, at most */
+    using copies = strip_copies<S::BITS, S::GROUPS * S::SLOTS, S::STRIP>;
 
-    struct block_copies {
-        const uint8_t *codes, *scales, *zeros; /* of the first strip and the next stage */
-        int count;                             /* strips; 0: no such matrix */
-        uint32_t codes_stride, groups_stride;  /* to the next strip: bytes; groups */
-        uint32_t to_codes, to_scales, to_zeros; /* in a stage */
-        group_phase groups;
+    /* Of the strips of a block; of a gated pair, of the gate (slot 0) or of W (slot 1). */
+    __device__ __forceinline__ copies copies_of(int of, int slot) const {
+        const block_place block(*this, of);
+        const bool gated = launch.gate.codes != nullptr;
+        const int index = slot * block.first;
 
-        __device__ __forceinline__ block_copies(const decoder &d, const block_place &block, int slot)
-            : codes(nullptr), scales(nullptr), zeros(nullptr), count(0), codes_stride(0),
-              groups_stride(0), groups(d.launch.w, d.begin) {
-            const bool gated = d.launch.gate.codes != nullptr;
-            const fq_cuda_matrix &w = gated && slot == 0 ? d.launch.gate : d.launch.w;
-            const int index = slot * block.first, slots = d.launch.slots;
-            int64_t group;
-
-            if (!gated && slot > 0)
-                return;
-            count = gated ? block.first : block.strips;
-            groups = group_phase(w, d.begin);
-            codes_stride = w.tiles * FQ_CUDA_TILE_BYTES(S::BITS);
-            groups_stride = w.groups;
-            group = (int64_t)block.strip * w.groups + d.begin * FQ_CUDA_STEPS / w.group_steps;
-            codes = w.codes +
-                    ((int64_t)block.strip * w.tiles + d.begin) * FQ_CUDA_TILE_BYTES(S::BITS);
-            scales = w.scales + group * FQ_CUDA_SCALE_BYTES;
-            if (w.zeros)
-                zeros = w.zeros + group * FQ_CUDA_ZERO_BYTES;
-            to_codes = d.ring + S::CODES + index * S::STRIP;
-            to_scales = d.ring + S::scales_at(d.strips) + index * slots * FQ_CUDA_SCALE_BYTES;
-            to_zeros = d.ring + S::zeros_at(d.strips, slots) + index * slots * FQ_CUDA_ZERO_BYTES;
-        }
-
-        /* Groups that a stage of so many tiles needs. */
-        __device__ __forceinline__ uint32_t slots(int tiles) const {
-            return groups.slot(tiles * FQ_CUDA_STEPS - 1) + 1;
-        }
-        __device__ __forceinline__ uint32_t scale_bytes(uint32_t slots) const {
-            return count * slots * (FQ_CUDA_SCALE_BYTES + (zeros ? FQ_CUDA_ZERO_BYTES : 0));
-        }
-        __device__ __forceinline__ void put_codes(uint32_t stage, uint32_t bytes,
-                                                  uint32_t barrier) {
-#pragma unroll
-            for (int i = 0; i < STRIPS; i++) {
-                if (i >= count)
-                    break;
-                bulk_copy(to_codes + stage + i * S::STRIP, codes + (uint64_t)codes_stride * i,
-                          bytes, barrier);
-            }
-            codes += bytes;
-        }
-        __device__ __forceinline__ void put_scales(uint32_t stage, int tiles, uint32_t slots,
-                                                   uint32_t most, uint32_t barrier) {
-            int passed;
-
-#pragma unroll
-            for (int i = 0; i < STRIPS; i++) {
-                if (i >= count)
-                    break;
-                bulk_copy(to_scales + stage + i * most * FQ_CUDA_SCALE_BYTES,
-                          scales + (uint64_t)groups_stride * (i * FQ_CUDA_SCALE_BYTES),
-                          slots * FQ_CUDA_SCALE_BYTES, barrier);
-            }
-            if (zeros)
-                for (int i = 0; i < count; i++)
-                    bulk_copy(to_zeros + stage + i * most * FQ_CUDA_ZERO_BYTES,
-                              zeros + (uint64_t)groups_stride * (i * FQ_CUDA_ZERO_BYTES),
-                              slots * FQ_CUDA_ZERO_BYTES, barrier);
-            passed = groups.advance(tiles * FQ_CUDA_STEPS);
-            scales += passed * FQ_CUDA_SCALE_BYTES;
-            if (zeros)
-                zeros += passed * FQ_CUDA_ZERO_BYTES;
-        }
-    };
+        return copies(gated && slot == 0 ? launch.gate : launch.w, block.strip,
+                      gated ? block.first : block.strips, begin, ring + S::CODES + index * S::STRIP,
+                      ring + S::scales_at(strips) + index * launch.slots * FQ_CUDA_SCALE_BYTES,
+                      ring + S::zeros_at(strips, launch.slots) +
+                          index * launch.slots * FQ_CUDA_ZERO_BYTES,
+                      launch.slots);
+    }
 
     /* X straight from its rows, on 16 bytes: a lane has the same 16-byte piece of every second or
      * fourth row. */
@@ -414,7 +350,7 @@ template <class S, class T> class decoder {
                                               slot_place (&at)[S::SLOTS], uint32_t x,
                                               ring_place &place) const {
         /* tiles at a time, by the registers there are */
-        constexpr int TOGETHER = SLOTS == 1 && SEGMENTS == 1 && S::N == 8 ? S::KT : 1;
+        constexpr int TOGETHER = (SLOTS == 1 || S::N == 16) && SEGMENTS == 1 ? S::KT : 1;
 
         for (int tile = begin; tile < end; tile += S::KT, place.next()) {
             const uint32_t stage = place.stage * stage_bytes;
@@ -665,39 +601,38 @@ template <class S, class T> class decoder {
     template <bool CODES, bool SCALES, bool GATED> struct weights_producer {
         const decoder &d;
         cursor at;
-        block_copies one, two; /* two: of W, where one is the gate */
+        copies one, two; /* two: of W, where one is the gate */
 
         __device__ __forceinline__ explicit weights_producer(const decoder &of)
-            : d(of), at(of), one(of, block_place(of, 0), 0), two(of, block_place(of, 0), GATED) {
+            : d(of), at(of), one(of.copies_of(0, 0)), two(of.copies_of(0, GATED)) {
         }
         /* The next stage, and, by the thread that puts scales, X beside it. */
         __device__ __forceinline__ void put() {
             const int tiles = min(S::KT, d.end - at.tile);
-            const uint32_t barrier = d.full_of(at.place), most = d.launch.slots;
+            const uint32_t barrier = d.full_of(at.place);
             const uint32_t stage = at.place.stage * d.stage_bytes;
-            const uint32_t bytes = tiles * FQ_CUDA_TILE_BYTES(S::BITS);
-            const uint32_t slots_one = one.slots(tiles), slots_two = two.slots(tiles);
+            const uint32_t groups_one = one.groups_of(tiles), groups_two = two.groups_of(tiles);
             uint32_t all = SCALES && !S::DIRECT ? tiles * S::X_TILE : 0;
 
             if (CODES)
-                all += (one.count + (GATED ? two.count : 0)) * bytes;
+                all += one.code_bytes(tiles) + (GATED ? two.code_bytes(tiles) : 0);
             if (SCALES)
-                all += one.scale_bytes(slots_one) + (GATED ? two.scale_bytes(slots_two) : 0);
+                all += one.scale_bytes(groups_one) + (GATED ? two.scale_bytes(groups_two) : 0);
             mbarrier_expect(barrier, all);
             if (CODES) {
-                one.put_codes(stage, bytes, barrier);
+                one.put_codes(stage, tiles, barrier);
                 if (GATED)
-                    two.put_codes(stage, bytes, barrier);
+                    two.put_codes(stage, tiles, barrier);
             }
             if (SCALES) {
-                one.put_scales(stage, tiles, slots_one, most, barrier);
+                one.put_scales(stage, tiles, groups_one, barrier);
                 if (GATED)
-                    two.put_scales(stage, tiles, slots_two, most, barrier);
+                    two.put_scales(stage, tiles, groups_two, barrier);
             }
             if (at.next(d) && at.valid(d)) {
-                one = block_copies(d, block_place(d, at.block), 0);
+                one = d.copies_of(at.block, 0);
                 if (GATED)
-                    two = block_copies(d, block_place(d, at.block), 1);
+                    two = d.copies_of(at.block, 1);
             }
         }
     };

@@ -91,26 +91,47 @@ template <class S, class T> class prefiller {
         return empty + place.stage * 8;
     }
 
-    /* One tile of K, by a warp: lanes 0.. have a strip's codes, scales or zero points each. */
-    static constexpr int X_LANE = 31;
+    using copies = strip_copies<S::BITS, S::GROUPS, S::TILE>;
 
-    __device__ __forceinline__ void put_stage(const ring_place &place, const void *map, int m0,
-                                              int tile, strip_copies &copies, uint32_t to) const {
-        const uint32_t stage = ring + place.stage * stage_bytes, barrier = full_of(place);
-        const uint32_t bytes = copies.bytes(1, S::TILE);
-        const uint32_t all =
-            __reduce_add_sync(0xffffffffu, bytes + (lane == X_LANE ? S::N * 128 : 0));
+    /* Of the strips of a CTA's part of a block, from a tile on; of a gated pair, of the gate (slot 0)
+     * or of W (slot 1). */
+    __device__ __forceinline__ copies copies_of(const fq_cuda_segment &segment, int slot) const {
+        const bool gated = launch.gate.codes != nullptr;
+        const fq_cuda_matrix *w = &launch.w;
+        int strip = 0, count = find_strip(segment.block, slot, w, strip);
 
-        if (lane == 0)
-            mbarrier_expect(barrier, all);
-        __syncwarp();
-        if (lane == X_LANE)
-            tensor_copy_multicast(stage + half * (S::N / FQ_CUDA_CLUSTER * 128), map,
-                                  tile * FQ_CUDA_TILE, m0 + half * (S::N / FQ_CUDA_CLUSTER),
+        if (!gated && count)
+            count = min(S::GROUPS, w->strips - strip);
+        return copies(*w, strip, count, segment.begin, ring + S::CODES + slot * S::TILE,
+                      ring + S::SCALES + slot * launch.slots * FQ_CUDA_SCALE_BYTES,
+                      ring + zeros_at + slot * launch.slots * FQ_CUDA_ZERO_BYTES, launch.slots);
+    }
+
+    /* The stages of a segment, a tile of K each; by a thread. */
+    template <bool GATED>
+    __device__ __forceinline__ void put_segment(const fq_cuda_segment &segment, const void *map,
+                                                ring_place &place) const {
+        constexpr int ROWS = S::N / FQ_CUDA_CLUSTER; /* of X, that this CTA sends to both */
+        const int row = block_m0(segment.block) + half * ROWS;
+        copies one = copies_of(segment, 0), two = copies_of(segment, GATED);
+
+        for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
+            const uint32_t barrier = full_of(place), stage = place.stage * stage_bytes;
+            const uint32_t groups_one = one.groups_of(1), groups_two = two.groups_of(1);
+
+            mbarrier_wait(empty_of(place), place.parity ^ 1);
+            mbarrier_expect(barrier,
+                            S::N * 128 + one.code_bytes(1) + one.scale_bytes(groups_one) +
+                                (GATED ? two.code_bytes(1) + two.scale_bytes(groups_two) : 0));
+            tensor_copy_multicast(ring + stage + half * (ROWS * 128), map, tile * FQ_CUDA_TILE, row,
                                   barrier, (1 << FQ_CUDA_CLUSTER) - 1);
-        if (bytes)
-            bulk_copy(stage + to, copies.from, bytes, barrier);
-        copies.advance(1, S::TILE);
+            one.put_codes(stage, 1, barrier);
+            one.put_scales(stage, 1, groups_one, barrier);
+            if (GATED) {
+                two.put_codes(stage, 1, barrier);
+                two.put_scales(stage, 1, groups_two, barrier);
+            }
+        }
     }
 
     /* ---- Consumers -------------------------------------------------------------------------- */
@@ -371,26 +392,17 @@ template <class S, class T> class prefiller {
         mbarrier_fence_init();
     }
 
-    /* By one warp. */
-    __device__ __forceinline__ void produce(const void *map) {
-        const int kind = lane / S::GROUPS, index = lane % S::GROUPS;
-        const uint32_t to = kind == 0   ? S::CODES + index * S::TILE
-                            : kind == 1 ? S::SCALES + index * launch.slots * FQ_CUDA_SCALE_BYTES
-                                        : zeros_at + index * launch.slots * FQ_CUDA_ZERO_BYTES;
+    /* By a thread. */
+    __device__ __forceinline__ void produce(const void *map) const {
         ring_place place(launch.stages);
         fq_cuda_segment segment;
 
         grid_wait();
         for (int i = 0; fq_cuda_segment_at(&launch.shares, worker, i, &segment); i++) {
-            const fq_cuda_matrix *w = &launch.w;
-            int strip = 0, m0 = block_m0(segment.block);
-            bool present = kind < 3 && find_strip(segment.block, index, w, strip);
-            strip_copies copies(*w, strip, segment.begin, kind, present);
-
-            for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
-                mbarrier_wait(empty_of(place), place.parity ^ 1);
-                put_stage(place, map, m0, tile, copies, to);
-            }
+            if (launch.gate.codes)
+                put_segment<true>(segment, map, place);
+            else
+                put_segment<false>(segment, map, place);
         }
     }
 
@@ -446,7 +458,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     cluster_sync();
     if (threadIdx.x >= S::CONSUMERS) {
         registers_give<40>();
-        if (threadIdx.x < S::CONSUMERS + 32)
+        if (threadIdx.x < S::CONSUMERS + 32 && elect_one())
             p.produce(&map);
     } else {
         registers_take<232>();

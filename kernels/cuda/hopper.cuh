@@ -87,46 +87,79 @@ struct group_phase {
 };
 
 /*
- * The copies of one strip's codes, scales or zero points, one for each stage as a walk along K
- * comes to it.  What a stage costs here, all of it costs: the producer is one warp.
+ * The copies of some strips of a matrix, MOST at most, whose codes are PITCH bytes apart in a stage:
+ * queued stage after stage by one thread.  What a stage costs here, all of it costs: a kernel
+ * cannot be faster than this, so nothing is computed that the last stage could leave behind.
  */
-struct strip_copies {
-    const uint8_t *from; /* the next copy's; NULL: none */
-    int group_bytes;     /* of a group's scales or zeros; 0: codes */
+template <int BITS, int MOST, int PITCH> struct strip_copies {
+    const uint8_t *codes, *scales, *zeros; /* of the first strip and the next stage */
+    int count;
+    uint32_t codes_stride, groups_stride;   /* to the next strip: bytes; groups */
+    uint32_t to_codes, to_scales, to_zeros; /* in a stage, `slots` groups a strip */
+    uint32_t slots;
     group_phase groups;
 
-    /* kind: 0 codes, 1 scales, 2 zeros; present: false where there is no such strip. */
-    __device__ __forceinline__ strip_copies(const fq_cuda_matrix &w, int strip, int tile, int kind,
-                                            bool present)
-        : from(nullptr), group_bytes(0), groups(w, tile) {
+    /* Strips strip.. of a matrix, from a tile on. */
+    __device__ __forceinline__ strip_copies(const fq_cuda_matrix &w, int strip, int strips, int tile,
+                                            uint32_t codes_to, uint32_t scales_to,
+                                            uint32_t zeros_to, int group_slots)
+        : codes(w.codes + ((int64_t)strip * w.tiles + tile) * FQ_CUDA_TILE_BYTES(BITS)),
+          scales(w.scales), zeros(w.zeros), count(strips),
+          codes_stride(w.tiles * FQ_CUDA_TILE_BYTES(BITS)), groups_stride(w.groups),
+          to_codes(codes_to), to_scales(scales_to), to_zeros(zeros_to), slots(group_slots),
+          groups(w, tile) {
         const int64_t group = (int64_t)strip * w.groups + tile * FQ_CUDA_STEPS / w.group_steps;
 
-        if (!present)
-            return;
-        if (kind == 0) {
-            from = w.codes + ((int64_t)strip * w.tiles + tile) * FQ_CUDA_TILE_BYTES(w.bits);
-        } else if (kind == 1) {
-            group_bytes = FQ_CUDA_SCALE_BYTES;
-            from = w.scales + group * FQ_CUDA_SCALE_BYTES;
-        } else if (kind == 2 && w.zeros) {
-            group_bytes = FQ_CUDA_ZERO_BYTES;
-            from = w.zeros + group * FQ_CUDA_ZERO_BYTES;
+        scales += group * FQ_CUDA_SCALE_BYTES;
+        if (zeros)
+            zeros += group * FQ_CUDA_ZERO_BYTES;
+    }
+
+    __device__ __forceinline__ uint32_t code_bytes(int tiles) const {
+        return count * tiles * FQ_CUDA_TILE_BYTES(BITS);
+    }
+    /* Groups that the next stage needs, if it has so many tiles. */
+    __device__ __forceinline__ uint32_t groups_of(int tiles) const {
+        return groups.slot(tiles * FQ_CUDA_STEPS - 1) + 1;
+    }
+    __device__ __forceinline__ uint32_t scale_bytes(uint32_t here) const {
+        return count * here * (FQ_CUDA_SCALE_BYTES + (zeros ? FQ_CUDA_ZERO_BYTES : 0));
+    }
+
+    /* stage: bytes from the first stage to this one; it goes on after put_scales(). */
+    __device__ __forceinline__ void put_codes(uint32_t stage, int tiles, uint32_t barrier) {
+        const uint32_t bytes = tiles * FQ_CUDA_TILE_BYTES(BITS);
+
+#pragma unroll
+        for (int i = 0; i < MOST; i++) {
+            if (i >= count)
+                break;
+            bulk_copy(to_codes + stage + i * PITCH, codes + (uint64_t)codes_stride * i, bytes,
+                      barrier);
         }
+        codes += bytes;
     }
+    __device__ __forceinline__ void put_scales(uint32_t stage, int tiles, uint32_t here,
+                                               uint32_t barrier) {
+        int passed;
 
-    /* Bytes of the next copy, which is of `tiles` tiles. */
-    __device__ __forceinline__ uint32_t bytes(int tiles, int tile_bytes) const {
-        if (!from)
-            return 0;
-        return group_bytes ? (groups.slot(tiles * FQ_CUDA_STEPS - 1) + 1) * group_bytes
-                           : tiles * tile_bytes;
-    }
-
-    __device__ __forceinline__ void advance(int tiles, int tile_bytes) {
-        if (!from)
-            return;
-        from +=
-            group_bytes ? groups.advance(tiles * FQ_CUDA_STEPS) * group_bytes : tiles * tile_bytes;
+#pragma unroll
+        for (int i = 0; i < MOST; i++) {
+            if (i >= count)
+                break;
+            bulk_copy(to_scales + stage + i * slots * FQ_CUDA_SCALE_BYTES,
+                      scales + (uint64_t)groups_stride * (i * FQ_CUDA_SCALE_BYTES),
+                      here * FQ_CUDA_SCALE_BYTES, barrier);
+        }
+        if (zeros)
+            for (int i = 0; i < count; i++)
+                bulk_copy(to_zeros + stage + i * slots * FQ_CUDA_ZERO_BYTES,
+                          zeros + (uint64_t)groups_stride * (i * FQ_CUDA_ZERO_BYTES),
+                          here * FQ_CUDA_ZERO_BYTES, barrier);
+        passed = groups.advance(tiles * FQ_CUDA_STEPS);
+        scales += passed * FQ_CUDA_SCALE_BYTES;
+        if (zeros)
+            zeros += passed * FQ_CUDA_ZERO_BYTES;
     }
 };
 
