@@ -134,13 +134,13 @@ struct fq_cuda_launch {
 
     int splits; /* tiles.h: slices of K that CTAs of their own sum */
 
-    int clusters, blocks; /* Hopper, decode: shares.h; blocks of each cluster */
-    int block_strips;     /* of a block at most, of each matrix of a pair */
-    struct fq_cuda_shares shares;       /* Hopper, prefill */
+    int clusters, blocks;         /* Hopper, decode: shares.h; blocks of each cluster */
+    int block_strips;             /* of a block at most, of each matrix of a pair */
+    struct fq_cuda_shares shares; /* Hopper, prefill */
     int slots;                    /* groups that a strip has in a stage, at most */
     int stages, stage_bytes;      /* the launcher's */
     int block_m, blocks_n;        /* prefill: rows of X of a block; blocks along W */
-    const void *arranged;         /* decode, m > 16: X by fq_cuda_arrange_rows */
+    const void *arranged;         /* decode, m > FQ_CUDA_DIRECT_ROWS: X by fq_cuda_arrange_rows */
 
     const void *x; /* m > FQ_DECODE_ROWS: base and stride in elements */
     void *y;

@@ -108,11 +108,6 @@ static bool aligned(const void *address) {
 
 /* ---- Which kernel, and its shares ----------------------------------------------------------- */
 
-/* Rows that X is arranged in, for m of them: N of hopper-decode.cuh. */
-static int padded_rows(int m) {
-    return m <= 32 ? 32 : 64;
-}
-
 /* The groups that `tiles` tiles of a matrix, aligned to as many, meet at most. */
 static int slots_of(const struct fq_cuda_matrix *w, int tiles) {
     int steps = tiles * FQ_CUDA_STEPS, group = w->group_steps;
@@ -165,7 +160,7 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
     share_strips(launch, cuda->processors / FQ_CUDA_DECODE_SPLIT);
     if (launch->m > FQ_CUDA_DIRECT_ROWS) {
         struct fq_cuda_arrange arrange = {
-            .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
+            .m = launch->m, .rows_padded = FQ_DECODE_ROWS, .k = w->k, .tiles = w->tiles};
 
         status = grow_scratch(stream, (uint64_t)w->tiles * arrange.rows_padded * 128, err);
         if (status < 0)

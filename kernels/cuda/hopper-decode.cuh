@@ -13,36 +13,38 @@
  *
  * A CTA has three consumer warpgroups of up to two strips each, `first` strips in slot 0 and the
  * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  W is the
- * register operand of the tensor cores, rows of X are columns of theirs.  Sums of a group are scaled
- * in fp32.  mma.sync and wgmma of any width sum a column alike, and which CTA sums what does not
- * depend on m: a row's bits are the same alone and among 63 others.
+ * register operand of the tensor cores, rows of X are columns of theirs.  Sums of a group are
+ * scaled in fp32.  mma.sync and wgmma of any width sum a column alike, and which CTA sums what does
+ * not depend on m: a row's bits are the same alone and among 63 others.
  *
- * Up to 16 rows, X comes straight from the rows, mma.sync multiplies, and a CTA takes half of a
- * multiprocessor, so that the next kernel of the stream can fill its stages while this one ends.
- * With more rows, X is first arranged (rows.cu), and multiplied by wgmma.
+ * Up to 32 rows, X comes straight from the rows, and mma.sync multiplies.  With more rows, X is
+ * first arranged (rows.cu), and multiplied by wgmma.  For up to 8 rows and a matrix of few strips a
+ * CTA takes half of a multiprocessor, so that the next kernel of the stream fills its stages while
+ * this one ends; else a deeper ring, and registers for more tiles at a time, are worth more.
  */
 #ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
 #define FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
 
 #include "hopper.cuh"
 
-/* N: rows of X, rounded up; the constants are host code's too. */
-template <int N_, int BITS_> struct decode_shape {
-    static constexpr int N = N_, BITS = BITS_;
+/* N: rows of X, rounded up; CTAS: that share a multiprocessor; the constants are host code's too.
+ */
+template <int N_, int BITS_, int CTAS_> struct decode_shape {
+    static constexpr int N = N_, BITS = BITS_, CTAS = CTAS_;
     static constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS; /* X from its rows, mma.sync */
     static constexpr int GROUPS = FQ_CUDA_DECODE_GROUPS;     /* consumer warpgroups */
     static constexpr int SLOTS = FQ_CUDA_DECODE_SLOTS;       /* strips of each */
     static constexpr int CONSUMERS = 128 * GROUPS;
-    /* Two warps produce.  Where registers are scarce they belong to a warpgroup, for the consumers
-     * to be given its registers: a CTA starts with 128 a thread, and setmaxnreg only moves them. */
-    static constexpr int THREADS = CONSUMERS + (DIRECT ? 64 : 128);
-    static constexpr int PRODUCER_REGISTERS = N == 64 ? 32 : 56;
-    static constexpr int CONSUMER_REGISTERS = N == 64 ? 160 : 152;
-    static constexpr int CTAS = N == 8 ? 2 : 1;                      /* that fit a multiprocessor */
-    static constexpr int SHARED = CTAS == 2 ? 112 << 10 : 226 << 10; /* bytes of each, at most */
-    static constexpr int SUMS = N / 2; /* of a thread and strip */
-    static constexpr int KT = FQ_CUDA_DECODE_STAGE_TILES(BITS); /* tiles of K in a stage */
-    static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS);    /* codes of a strip in a stage */
+    /* A warp produces weights.  Where X comes row by row, one or two others do that; else the next
+     * one.  Where registers are scarce producers are a warpgroup, for the consumers to be given its
+     * registers: a CTA starts with 128 a thread, and setmaxnreg only moves them. */
+    static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
+    static constexpr int THREADS = CONSUMERS + (DIRECT ? 32 + 32 * ROW_WARPS : 128);
+    static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 160;
+    static constexpr int SHARED = CTAS == 2 ? 112 << 10 : 226 << 10; /* bytes, at most */
+    static constexpr int SUMS = N / 2;                               /* of a thread and strip */
+    static constexpr int KT = FQ_CUDA_DECODE_STAGE_TILES(BITS);      /* tiles of K in a stage */
+    static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip in a stage */
     /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows, by
      * which ldmatrix hits all banks, or a tile as wgmma wants it. */
     static constexpr int X_PITCH = KT * 128 + 16;
@@ -153,30 +155,29 @@ template <class S, class T> class decoder {
                       launch.slots);
     }
 
-    /* X straight from its rows, on 16 bytes: a lane has the same 16-byte piece of every second or
-     * fourth row. */
+    /* X straight from its rows, on 16 bytes: a lane has the same 16-byte piece of every few rows,
+     * ROW_STEP of them apart. */
     static constexpr int PIECES = S::KT * 8, ROWS_AT_ONCE = 32 / PIECES;
-    static constexpr int ROW_LOADS = S::DIRECT ? S::N / ROWS_AT_ONCE : 1;
+    static constexpr int ROW_STEP = ROWS_AT_ONCE * S::ROW_WARPS;
+    static constexpr int ROW_LOADS = S::DIRECT ? S::N / ROW_STEP : 1;
 
-    __device__ __forceinline__ void put_rows(const cursor &at,
-                                             const uint16_t *const (&rows)[ROW_LOADS],
-                                             uint32_t to) const {
+    __device__ __forceinline__ void
+    put_rows(const cursor &at, const uint16_t *const (&rows)[ROW_LOADS], uint32_t to) const {
         const int k = at.tile * FQ_CUDA_TILE + lane % PIECES * 8;
 
         to += at.place.stage * stage_bytes;
         if ((at.tile + S::KT) * FQ_CUDA_TILE <= launch.w.k) {
 #pragma unroll
             for (int i = 0; i < ROW_LOADS; i++)
-                if (i * ROWS_AT_ONCE < launch.m)
-                    cp_async_16(to + i * ROWS_AT_ONCE * S::X_PITCH, rows[i] + k);
+                if (i * ROW_STEP < launch.m)
+                    cp_async_16(to + i * ROW_STEP * S::X_PITCH, rows[i] + k);
         } else {
             const int bytes = max(0, min(16, (launch.w.k - k) * 2));
 
 #pragma unroll
             for (int i = 0; i < ROW_LOADS; i++)
-                if (i * ROWS_AT_ONCE < launch.m)
-                    cp_async_16(to + i * ROWS_AT_ONCE * S::X_PITCH, rows[i] + (bytes ? k : 0),
-                                bytes);
+                if (i * ROW_STEP < launch.m)
+                    cp_async_16(to + i * ROW_STEP * S::X_PITCH, rows[i] + (bytes ? k : 0), bytes);
         }
         mbarrier_arrive_copies(full_of(at.place));
     }
@@ -205,14 +206,14 @@ template <class S, class T> class decoder {
 
             codes = d.ring + S::CODES + index * S::STRIP + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
                     lane_offset<S::BITS>(d.lane);
-            scales = d.ring + S::scales_at(d.strips) + index * slots * FQ_CUDA_SCALE_BYTES +
-                     pair * 4;
+            scales =
+                d.ring + S::scales_at(d.strips) + index * slots * FQ_CUDA_SCALE_BYTES + pair * 4;
             zeros = d.ring + S::zeros_at(d.strips, slots) + index * slots * FQ_CUDA_ZERO_BYTES +
                     pair * 2;
         }
 
-        /* Of the group that a step of the stage belongs to; the stage starts `stage` bytes behind the
-         * first. */
+        /* Of the group that a step of the stage belongs to; the stage starts `stage` bytes behind
+         * the first. */
         template <bool ZEROS>
         __device__ __forceinline__ zero_terms<S::BITS, T> load_zeros(uint32_t stage,
                                                                      int step) const {
@@ -334,8 +335,8 @@ template <class S, class T> class decoder {
 #pragma unroll
             for (int s = 0; s < STEPS; s++)
                 wgmma<S::N>::template mma<T>(
-                    part, a[s],
-                    wgmma_descriptor(x_place + (segment * STEPS + s) * WGMMA_STEP), s > 0);
+                    part, a[s], wgmma_descriptor(x_place + (segment * STEPS + s) * WGMMA_STEP),
+                    s > 0);
             wgmma_commit();
             wgmma_wait<0>();
             settle(part);
@@ -350,7 +351,8 @@ template <class S, class T> class decoder {
                                               slot_place (&at)[S::SLOTS], uint32_t x,
                                               ring_place &place) const {
         /* tiles at a time, by the registers there are */
-        constexpr int TOGETHER = (SLOTS == 1 || S::N == 16) && SEGMENTS == 1 ? S::KT : 1;
+        constexpr int TOGETHER =
+            S::N <= 16 && SEGMENTS == 1 && (S::CTAS == 1 || SLOTS == 1) ? S::KT : 1;
 
         for (int tile = begin; tile < end; tile += S::KT, place.next()) {
             const uint32_t stage = place.stage * stage_bytes;
@@ -386,7 +388,7 @@ template <class S, class T> class decoder {
         uint32_t stage = place.stage * stage_bytes;
         uint32_t a[2][FQ_CUDA_STEPS][4];
         int of = 0; /* tile of the stage */
-        auto dequantize = [&](uint32_t (&to)[FQ_CUDA_STEPS][4], const slot_place &from) {
+        auto dequantize = [&](uint32_t(&to)[FQ_CUDA_STEPS][4], const slot_place &from) {
             const zero_terms<S::BITS, T> zero =
                 from.template load_zeros<ZEROS>(stage, of * FQ_CUDA_STEPS);
             const lane_codes<S::BITS> codes = from.load_codes(stage, of);
@@ -483,9 +485,9 @@ template <class S, class T> class decoder {
     /* Rows row0.. of X of this thread's sums, to where the cluster reads them. */
     __device__ __forceinline__ void leave_sums(const strip_sums (&sums)[S::SLOTS],
                                                const block_place &block, int row0) const {
-        const uint32_t mine = out + lane % 4 * 2 * S::OUT_PITCH +
-                              (thread / 128 * FQ_CUDA_STRIP +
-                               thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4) * 4;
+        const uint32_t mine =
+            out + lane % 4 * 2 * S::OUT_PITCH +
+            (thread / 128 * FQ_CUDA_STRIP + thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4) * 4;
 
 #pragma unroll
         for (int s = 0; s < S::SLOTS; s++) {
@@ -506,7 +508,8 @@ template <class S, class T> class decoder {
         }
     }
 
-    /* Four rows of W by one of X: what the CTAs have at an address of `out`, added in their order. */
+    /* Four rows of W by one of X: what the CTAs have at an address of `out`, added in their order.
+     */
     __device__ __forceinline__ void add_parts(float (&v)[4], uint32_t address) const {
         float4 part[FQ_CUDA_DECODE_SPLIT];
 
@@ -535,8 +538,7 @@ template <class S, class T> class decoder {
             const int run = i % (of_y * RUNS), m = row0 + i / (of_y * RUNS);
             const int strip = run / RUNS, row = rank * SHARE + run % RUNS * 4;
             const int n = (block.strip + strip) * FQ_CUDA_STRIP + row;
-            const uint32_t at =
-                out + (m - row0) * S::OUT_PITCH + (strip * FQ_CUDA_STRIP + row) * 4;
+            const uint32_t at = out + (m - row0) * S::OUT_PITCH + (strip * FQ_CUDA_STRIP + row) * 4;
             float v[4], gate[4] = {};
 
             if (n >= launch.w.n)
@@ -574,18 +576,18 @@ template <class S, class T> class decoder {
   public:
     __device__ __forceinline__ decoder(const fq_cuda_launch &l, uint32_t shared)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
-          empty(full + l.stages * 8), out(empty + l.stages * 8 + 16),
-          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes),
+          empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), ready(empty + l.stages * 8),
+          taken(ready + 8), stage_bytes(l.stage_bytes),
           strips(l.block_strips * (l.gate.codes ? 2 : 1)),
           begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
           end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
-          cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT),
-          rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT), thread(threadIdx.x), lane(threadIdx.x % 32) {
+          cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT), rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT),
+          thread(threadIdx.x), lane(threadIdx.x % 32) {
     }
 
     __device__ __forceinline__ void init_barriers() const {
         for (int i = 0; i < launch.stages; i++) {
-            mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 : 2);
+            mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
             mbarrier_init(empty + i * 8, S::CONSUMERS / 32);
         }
         mbarrier_init(ready, FQ_CUDA_DECODE_SPLIT);
@@ -679,9 +681,10 @@ template <class S, class T> class decoder {
             put_all_scales_and_x<false>();
     }
 
-    /* By a warp. */
+    /* By a warp, or by two. */
     __device__ __forceinline__ void produce_rows() const {
-        const uint32_t to = ring + lane / PIECES * S::X_PITCH + lane % PIECES * 16;
+        const int first = (thread - S::CONSUMERS - 32) / 32 * ROWS_AT_ONCE + lane / PIECES;
+        const uint32_t to = ring + first * S::X_PITCH + lane % PIECES * 16;
         const uint16_t *rows[ROW_LOADS];
         cursor at(*this);
 
@@ -689,7 +692,7 @@ template <class S, class T> class decoder {
 #pragma unroll
         for (int i = 0; i < ROW_LOADS; i++)
             rows[i] = static_cast<const uint16_t *>(
-                launch.x_rows[min(i * ROWS_AT_ONCE + lane / PIECES, launch.m - 1)]);
+                launch.x_rows[min(i * ROW_STEP + first, launch.m - 1)]);
         for (; at.valid(*this); at.next(*this)) {
             mbarrier_wait(empty_of(at.place), at.place.parity ^ 1);
             put_rows(at, rows, to);
@@ -698,8 +701,8 @@ template <class S, class T> class decoder {
 
     __device__ __forceinline__ void consume() const {
         const int group = thread / 128;
-        const uint32_t x = S::DIRECT ? ring + lane % 8 * S::X_PITCH + lane / 8 * 16
-                                     : wgmma_tile(ring);
+        const uint32_t x =
+            S::DIRECT ? ring + lane % 8 * S::X_PITCH + lane / 8 * 16 : wgmma_tile(ring);
         ring_place place(launch.stages);
         uint32_t parity = 0;
 
@@ -777,20 +780,22 @@ static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
     args.stage_bytes = S::stage_bytes(args.block_strips * (gated ? 2 : 1), args.slots, zeros);
     args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);
     args.stages = args.stages > 16 ? 16 : args.stages;
-    return launch_overlapped(hopper_decode<S, T>,
-                             dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS, fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT, stream,
-                             args);
+    return launch_overlapped(hopper_decode<S, T>, dim3(args.clusters * FQ_CUDA_DECODE_SPLIT),
+                             S::THREADS, fixed + args.stages * (args.stage_bytes + 16),
+                             FQ_CUDA_DECODE_SPLIT, stream, args);
 }
 
 template <int BITS, class T>
 static cudaError_t queue_decode_by_rows(const fq_cuda_launch &args, cudaStream_t stream) {
+    if (args.m <= 8 && args.block_strips * (args.gate.codes ? 2 : 1) <= FQ_CUDA_DECODE_GROUPS)
+        return queue_decode<decode_shape<8, BITS, 2>, T>(args, stream);
     if (args.m <= 8)
-        return queue_decode<decode_shape<8, BITS>, T>(args, stream);
+        return queue_decode<decode_shape<8, BITS, 1>, T>(args, stream);
     if (args.m <= 16)
-        return queue_decode<decode_shape<16, BITS>, T>(args, stream);
+        return queue_decode<decode_shape<16, BITS, 1>, T>(args, stream);
     if (args.m <= 32)
-        return queue_decode<decode_shape<32, BITS>, T>(args, stream);
-    return queue_decode<decode_shape<64, BITS>, T>(args, stream);
+        return queue_decode<decode_shape<32, BITS, 1>, T>(args, stream);
+    return queue_decode<decode_shape<64, BITS, 1>, T>(args, stream);
 }
 
 template <int BITS>
@@ -801,10 +806,11 @@ static cudaError_t queue_decode_any(const fq_cuda_launch &args, cudaStream_t str
 
 template <int BITS, class T> static cudaError_t prepare_decode() {
     const void *kernels[] = {
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<8, BITS>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<16, BITS>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<32, BITS>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<64, BITS>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<8, BITS, 2>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<8, BITS, 1>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<16, BITS, 1>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<32, BITS, 1>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<64, BITS, 1>, T>),
     };
 
     for (const void *kernel : kernels) {

@@ -93,8 +93,8 @@ template <class S, class T> class prefiller {
 
     using copies = strip_copies<S::BITS, S::GROUPS, S::TILE>;
 
-    /* Of the strips of a CTA's part of a block, from a tile on; of a gated pair, of the gate (slot 0)
-     * or of W (slot 1). */
+    /* Of the strips of a CTA's part of a block, from a tile on; of a gated pair, of the gate (slot
+     * 0) or of W (slot 1). */
     __device__ __forceinline__ copies copies_of(const fq_cuda_segment &segment, int slot) const {
         const bool gated = launch.gate.codes != nullptr;
         const fq_cuda_matrix *w = &launch.w;
@@ -209,10 +209,8 @@ template <class S, class T> class prefiller {
     }
 
     /*
-     * The warpgroups queue their products in turns, a tile each.  A wgmma whose operand is in
-     * registers holds its warp until the tensor cores begin with it: in turns, a warpgroup is held
-     * during three of its own steps and dequantizes during the other's; without, it would be held
-     * during the other's as well.
+     * The warpgroups queue their products in turns, a tile each, so that one dequantizes while the
+     * tensor cores are at the other's.
      */
     __device__ __forceinline__ void await_turn() const {
         if (group == 0)
@@ -364,13 +362,12 @@ template <class S, class T> class prefiller {
                 load_sums(v, (gated ? out + S::OUT : buffer) + at);
                 load_sums(gate, out + at);
                 if (m < launch.m && n < launch.w.n)
-                    store_run<T, 8>(launch, v, gate,
-                                    static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
-                                    launch.residual
-                                        ? static_cast<const uint16_t *>(launch.residual) +
+                    store_run<T, 8>(
+                        launch, v, gate, static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
+                        launch.residual ? static_cast<const uint16_t *>(launch.residual) +
                                               m * launch.residual_stride
                                         : nullptr,
-                                    n);
+                        n);
             }
         }
     }

@@ -87,9 +87,9 @@ struct group_phase {
 };
 
 /*
- * The copies of some strips of a matrix, MOST at most, whose codes are PITCH bytes apart in a stage:
- * queued stage after stage by one thread.  What a stage costs here, all of it costs: a kernel
- * cannot be faster than this, so nothing is computed that the last stage could leave behind.
+ * The copies of some strips of a matrix, MOST at most, whose codes are PITCH bytes apart in a
+ * stage: queued stage after stage by one thread.  What a stage costs here, all of it costs: a
+ * kernel cannot be faster than this, so nothing is computed that the last stage could leave behind.
  */
 template <int BITS, int MOST, int PITCH> struct strip_copies {
     const uint8_t *codes, *scales, *zeros; /* of the first strip and the next stage */
@@ -100,8 +100,8 @@ template <int BITS, int MOST, int PITCH> struct strip_copies {
     group_phase groups;
 
     /* Strips strip.. of a matrix, from a tile on. */
-    __device__ __forceinline__ strip_copies(const fq_cuda_matrix &w, int strip, int strips, int tile,
-                                            uint32_t codes_to, uint32_t scales_to,
+    __device__ __forceinline__ strip_copies(const fq_cuda_matrix &w, int strip, int strips,
+                                            int tile, uint32_t codes_to, uint32_t scales_to,
                                             uint32_t zeros_to, int group_slots)
         : codes(w.codes + ((int64_t)strip * w.tiles + tile) * FQ_CUDA_TILE_BYTES(BITS)),
           scales(w.scales), zeros(w.zeros), count(strips),
@@ -243,8 +243,8 @@ static __device__ __forceinline__ void add_parts(const fq_cuda_launch &launch, i
 }
 
 /*
- * COUNT (4 or 8) results of one row of X, from n on: finished from their sums, and stored.  gate: the
- * sums of the gate's rows; of no use without a gate.
+ * COUNT (4 or 8) results of one row of X, from n on: finished from their sums, and stored.  gate:
+ * the sums of the gate's rows; of no use without a gate.
  */
 template <class T, int COUNT>
 static __device__ __forceinline__ void

@@ -39,7 +39,7 @@
 #define FQ_CUDA_DECODE_SPLIT  2  /* CTAs of a cluster, which part K */
 #define FQ_CUDA_DECODE_GROUPS 3  /* consumer warpgroups of a CTA */
 #define FQ_CUDA_DECODE_SLOTS  2  /* strips of each */
-#define FQ_CUDA_DIRECT_ROWS   16 /* of X, that are taken as they lie */
+#define FQ_CUDA_DIRECT_ROWS   32 /* of X, that are taken as they lie */
 
 #define FQ_CUDA_DECODE_STAGE_TILES(bits) ((bits) == 8 ? 1 : 2) /* along K */
 
@@ -50,7 +50,8 @@ static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
     return tile < tiles ? tile : tiles;
 }
 
-/* How many strips the block-th of `blocks` blocks of a cluster has, of which *first is the first. */
+/* How many strips the block-th of `blocks` blocks of a cluster has, of which *first is the first.
+ */
 static FQ_HOST_DEVICE int fq_cuda_decode_strips(int strips, int clusters, int blocks, int cluster,
                                                 int block, int *first) {
     int begin = strips * cluster / clusters, count = strips * (cluster + 1) / clusters - begin;
