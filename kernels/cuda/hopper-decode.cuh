@@ -50,9 +50,12 @@ template <int N_, int BITS_, int CTAS_> struct decode_shape {
     static constexpr int X_PITCH = KT * 128 + 16;
     static constexpr int X_TILE = N * 128;
     static constexpr int CODES = DIRECT ? N * X_PITCH : KT * X_TILE;
-    /* Where the parts of a block meet: some rows of X by the block's rows of W, fp32. */
-    static constexpr int OUT_PITCH = GROUPS * SLOTS * FQ_CUDA_STRIP * 4 + 16;
+    /* On the way out: where a CTA's rows of W, KEPT of each strip, lie side by side in fp32, for
+     * some rows of X; and the other CTA's sums of them, N columns of each. */
+    static constexpr int KEPT = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
+    static constexpr int OUT_PITCH = GROUPS * SLOTS * KEPT * 4 + 16;
     static constexpr int OUT_ROWS = N < 32 ? N : 32, OUT = OUT_ROWS * OUT_PITCH;
+    static constexpr int IN = GROUPS * SLOTS * KEPT * N * 4;
 
     static __host__ __device__ int scales_at(int strips) {
         return CODES + strips * STRIP;
@@ -73,7 +76,8 @@ template <int N_, int BITS_, int CTAS_> struct decode_shape {
 template <class S, class T> class decoder {
     const fq_cuda_launch &launch;
     const uint32_t ring, full, empty, out; /* in shared memory */
-    const uint32_t ready, taken; /* barriers: the cluster's parts are in `out`; were read there */
+    const uint32_t in;                     /* the other CTA's sums of this one's rows */
+    const uint32_t ready, taken; /* barriers: they are there; the other CTA took this one's */
     const int stage_bytes;
     const int strips;     /* that a stage has room for */
     const int begin, end; /* this CTA's tiles of every block */
@@ -482,102 +486,117 @@ template <class S, class T> class decoder {
 
     /* ---- The way out ------------------------------------------------------------------------ */
 
-    /* Rows row0.. of X of this thread's sums, to where the cluster reads them. */
-    __device__ __forceinline__ void leave_sums(const strip_sums (&sums)[S::SLOTS],
-                                               const block_place &block, int row0) const {
-        const uint32_t mine =
-            out + lane % 4 * 2 * S::OUT_PITCH +
-            (thread / 128 * FQ_CUDA_STRIP + thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4) * 4;
+    /* The warps whose rows this CTA stores: two of each warpgroup, 32 rows of every strip.  The
+     * other CTA's same warps send their sums, thread by thread. */
+    static constexpr int KEEPERS = S::CONSUMERS / FQ_CUDA_DECODE_SPLIT;
+
+    __device__ __forceinline__ bool keeps() const {
+        return thread / 64 % FQ_CUDA_DECODE_SPLIT == rank;
+    }
+    /* Of KEEPERS; of those that send, the one in the other CTA. */
+    __device__ __forceinline__ int keeper() const {
+        return thread / 128 * 64 + thread % 64;
+    }
+    __device__ __forceinline__ bool has_strip(const block_place &block, int slot) const {
+        return thread / 128 < block.first && thread / 128 + slot * block.first < block.strips;
+    }
+    __device__ __forceinline__ uint32_t parcel(int slot, int quad) const {
+        return in + ((slot * (S::N / 8) + quad) * KEEPERS + keeper()) * 16;
+    }
+
+    __device__ __forceinline__ void send_sums(const strip_sums (&sums)[S::SLOTS],
+                                              const block_place &block) const {
+        const uint32_t barrier = cluster_address(ready, rank ^ 1);
 
 #pragma unroll
-        for (int s = 0; s < S::SLOTS; s++) {
-            if (thread / 128 >= block.first || thread / 128 + s * block.first >= block.strips)
-                break;
+        for (int s = 0; s < S::SLOTS; s++)
+#pragma unroll
+            for (int q = 0; q < S::N / 8; q++)
+                if (has_strip(block, s) && q * 8 < launch.m)
+                    cluster_send(cluster_address(parcel(s, q), rank ^ 1), sums[s] + 4 * q, barrier);
+    }
+
+    /* Bytes that the other CTA sends for a block. */
+    __device__ __forceinline__ uint32_t parcel_bytes(const block_place &block) const {
+        return block.strips * 64 * ((launch.m + 7) / 8) * 16;
+    }
+
+    /* Adds what the other CTA sent, and puts the sums where they lie side by side. */
+    __device__ __forceinline__ void add_sums(const strip_sums (&sums)[S::SLOTS],
+                                             const block_place &block, int row0) const {
+        const uint32_t mine =
+            out + lane % 4 * 2 * S::OUT_PITCH +
+            (thread / 128 * S::KEPT + thread / 32 % 2 * FQ_CUDA_QUARTER + lane / 4) * 4;
+
+#pragma unroll
+        for (int s = 0; s < S::SLOTS; s++)
 #pragma unroll
             for (int q = 0; q < S::N / 8; q++) {
                 const uint32_t to =
-                    mine + s * block.first * FQ_CUDA_STRIP * 4 + (q * 8 - row0) * S::OUT_PITCH;
+                    mine + s * block.first * S::KEPT * 4 + (q * 8 - row0) * S::OUT_PITCH;
+                float4 other;
 
-                if (q * 8 < row0 || q * 8 >= row0 + S::OUT_ROWS || q * 8 >= launch.m)
+                if (!has_strip(block, s) || q * 8 < row0 || q * 8 >= row0 + S::OUT_ROWS ||
+                    q * 8 >= launch.m)
                     continue;
-                sts_32(to, sums[s][4 * q]);
-                sts_32(to + S::OUT_PITCH, sums[s][4 * q + 1]);
-                sts_32(to + 32, sums[s][4 * q + 2]);
-                sts_32(to + S::OUT_PITCH + 32, sums[s][4 * q + 3]);
+                other = lds_f4(parcel(s, q));
+                sts_32(to, sums[s][4 * q] + other.x);
+                sts_32(to + S::OUT_PITCH, sums[s][4 * q + 1] + other.y);
+                sts_32(to + 32, sums[s][4 * q + 2] + other.z);
+                sts_32(to + S::OUT_PITCH + 32, sums[s][4 * q + 3] + other.w);
             }
-        }
     }
 
-    /* Four rows of W by one of X: what the CTAs have at an address of `out`, added in their order.
-     */
-    __device__ __forceinline__ void add_parts(float (&v)[4], uint32_t address) const {
-        float4 part[FQ_CUDA_DECODE_SPLIT];
-
-#pragma unroll
-        for (int i = 0; i < FQ_CUDA_DECODE_SPLIT; i++)
-            part[i] = cluster_load_f4(cluster_address(address, i));
-        v[0] = v[1] = v[2] = v[3] = 0.0f;
-#pragma unroll
-        for (int i = 0; i < FQ_CUDA_DECODE_SPLIT; i++) {
-            v[0] += part[i].x;
-            v[1] += part[i].y;
-            v[2] += part[i].z;
-            v[3] += part[i].w;
-        }
-    }
-
-    /* This CTA's rows of a block: as many of each strip, for rows row0.. of X. */
+    /* This CTA's rows of a block, for rows row0.. of X. */
     __device__ __forceinline__ void store_rows(const block_place &block, int row0) const {
-        constexpr int SHARE = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
-        constexpr int RUNS = SHARE / 4; /* of four rows of W, in a strip */
+        constexpr int RUNS = S::KEPT / 4; /* of four rows of W, in a strip */
         const bool gated = launch.gate.codes != nullptr;
         const int of_y = gated ? block.first : block.strips; /* strips of Y */
         const int rows = min(S::OUT_ROWS, launch.m - row0);
 
-        for (int i = thread; i < rows * of_y * RUNS; i += S::CONSUMERS) {
+        for (int i = keeper(); i < rows * of_y * RUNS; i += KEEPERS) {
             const int run = i % (of_y * RUNS), m = row0 + i / (of_y * RUNS);
-            const int strip = run / RUNS, row = rank * SHARE + run % RUNS * 4;
-            const int n = (block.strip + strip) * FQ_CUDA_STRIP + row;
-            const uint32_t at = out + (m - row0) * S::OUT_PITCH + (strip * FQ_CUDA_STRIP + row) * 4;
-            float v[4], gate[4] = {};
+            const int strip = run / RUNS, row = run % RUNS * 4;
+            const int n = (block.strip + strip) * FQ_CUDA_STRIP + rank * S::KEPT + row;
+            const uint32_t at = out + (m - row0) * S::OUT_PITCH + (strip * S::KEPT + row) * 4;
+            float v[4], gate[4];
 
             if (n >= launch.w.n)
                 continue;
-            if (gated) {
-                add_parts(gate, at);
-                add_parts(v, at + block.first * FQ_CUDA_STRIP * 4);
-            } else {
-                add_parts(v, at);
-            }
+            *reinterpret_cast<float4 *>(gate) = lds_f4(at);
+            *reinterpret_cast<float4 *>(v) = lds_f4(gated ? at + block.first * S::KEPT * 4 : at);
             store_run<T, 4>(launch, v, gate, launch.y_rows[m], launch.residual_rows[m], n);
         }
     }
 
-    /* Tells every CTA of the cluster that all consumers of this one came here. */
-    __device__ __forceinline__ void tell_cluster(uint32_t barrier) const {
-        named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
-        if (thread < FQ_CUDA_DECODE_SPLIT)
-            mbarrier_arrive_release(cluster_address(barrier, thread));
-    }
-
-    /* parity: of the phases of `ready` and `taken` that begin. */
+    /* i: of the cluster's blocks. */
     __device__ __forceinline__ void combine(const strip_sums (&sums)[S::SLOTS],
-                                            const block_place &block, uint32_t &parity) const {
-        for (int row0 = 0; row0 < launch.m; row0 += S::OUT_ROWS, parity ^= 1) {
-            mbarrier_wait_cluster(taken, parity ^ 1);
-            leave_sums(sums, block, row0);
-            tell_cluster(ready);
-            mbarrier_wait_cluster(ready, parity);
-            store_rows(block, row0);
-            tell_cluster(taken);
+                                            const block_place &block, int i) const {
+        if (!keeps()) {
+            if (i > 0)
+                mbarrier_wait(taken, (i - 1) & 1);
+            send_sums(sums, block);
+            return;
         }
+        if (keeper() == 0)
+            mbarrier_expect(ready, parcel_bytes(block));
+        mbarrier_wait(ready, i & 1);
+        for (int row0 = 0; row0 < launch.m; row0 += S::OUT_ROWS) {
+            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, KEEPERS); /* the last rows are stored */
+            add_sums(sums, block, row0);
+            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, KEEPERS);
+            store_rows(block, row0);
+        }
+        /* after the last block the other CTA may be gone */
+        if (i + 1 < launch.blocks && keeper() == 0)
+            mbarrier_arrive_at(taken, rank ^ 1);
     }
 
   public:
     __device__ __forceinline__ decoder(const fq_cuda_launch &l, uint32_t shared)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
-          empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), ready(empty + l.stages * 8),
-          taken(ready + 8), stage_bytes(l.stage_bytes),
+          empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), in(out + S::OUT),
+          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes),
           strips(l.block_strips * (l.gate.codes ? 2 : 1)),
           begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
           end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
@@ -590,8 +609,8 @@ template <class S, class T> class decoder {
             mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
             mbarrier_init(empty + i * 8, S::CONSUMERS / 32);
         }
-        mbarrier_init(ready, FQ_CUDA_DECODE_SPLIT);
-        mbarrier_init(taken, FQ_CUDA_DECODE_SPLIT);
+        mbarrier_init(ready, 1);
+        mbarrier_init(taken, 1);
         mbarrier_fence_init();
     }
 
@@ -704,7 +723,6 @@ template <class S, class T> class decoder {
         const uint32_t x =
             S::DIRECT ? ring + lane % 8 * S::X_PITCH + lane / 8 * 16 : wgmma_tile(ring);
         ring_place place(launch.stages);
-        uint32_t parity = 0;
 
         cluster_wait(); /* the barriers of all its CTAs are there */
         for (int i = 0; i < launch.blocks; i++) {
@@ -729,9 +747,8 @@ template <class S, class T> class decoder {
             else
                 sum_block<1, false>(sums, at, segments, x, place);
             grid_wait(); /* Y may be in use by the kernels before */
-            combine(sums, block, parity);
+            combine(sums, block, i);
         }
-        mbarrier_wait_cluster(taken, parity ^ 1); /* nobody reads this CTA's memory any more */
     }
 };
 
@@ -775,7 +792,7 @@ template <class S, class T>
 static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
     const bool gated = args.gate.codes != nullptr;
     const bool zeros = args.w.zeros || (gated && args.gate.zeros);
-    const int fixed = 1024 + 16 + S::OUT;
+    const int fixed = 1024 + 16 + S::OUT + S::IN;
 
     args.stage_bytes = S::stage_bytes(args.block_strips * (gated ? 2 : 1), args.slots, zeros);
     args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);

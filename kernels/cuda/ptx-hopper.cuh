@@ -142,32 +142,12 @@ static __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uin
     return there;
 }
 
-static __device__ __forceinline__ float4 cluster_load_f4(uint32_t address) {
-    float4 v;
-
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(address)
-                 : "memory");
-    return v;
-}
-
-/* An arrival, at a cluster_address(), that publishes what the CTA wrote before a barrier ahead of
- * it. */
-static __device__ __forceinline__ void mbarrier_arrive_release(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-                 : "memory");
-}
-
-/* mbarrier_wait() for what other CTAs of the cluster published. */
-static __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
-    asm volatile("{\n.reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared.b64 done, [%0], %1;\n"
-                 "@done bra over;\n"
-                 "bra again;\n"
-                 "over:\n}" ::"r"(barrier),
-                 "r"(parity)
+/* Four numbers to a cluster_address(); their arrival counts at the barrier there, as a copy's does.
+ */
+static __device__ __forceinline__ void cluster_send(uint32_t to, const float *v, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+                 "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
                  : "memory");
 }
 
