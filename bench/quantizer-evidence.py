@@ -30,6 +30,11 @@ from checkpoint import write_checkpoint
 GROUPS = ("channel", "K/2", "256", "128", "64", "32", "16")
 HALF = "encoder.layer.?.output.dense"  # K = 1536, all others 384
 
+# What a budget of a uniform choice's bytes is given to: the columns of the tables of equal bytes.
+EQUAL = {"auto": lambda bits: ("--bits", str(bits)),
+         "with_zero_points": lambda bits: ("--bits", str(bits), "--asymmetric"),
+         "any_width": lambda bits: ()}
+
 # ---- sentences: 240 of this grammar, the same every time --------------------------------------------
 
 WHO = ("The engineer", "A young doctor", "My neighbour", "The old library", "Every student", "Our train",
@@ -181,8 +186,8 @@ def run_minilm(options):
         parts, each = table(options.results, "quantizer-minilm-matrices.csv", command,
                             ("bits", "group", "scale", "matrix", "error", "its_group"))
         even, equal = table(options.results, "quantizer-minilm-equal-bytes.csv", command,
-                            ("bits", "uniform_group", "uniform_bytes", "uniform_error", "auto_bytes",
-                             "auto_error", "uniform_cosine", "auto_cosine"))
+                            ("bits", "uniform_group", "uniform_bytes", "uniform_error", "uniform_cosine",
+                             *(f"{what}_{way}" for way in EQUAL for what in ("bytes", "error", "cosine"))))
 
         def measure(bits, group, scale, *arguments):
             out, report, matrices = quantize(*arguments, "--scale", scale)
@@ -207,10 +212,12 @@ def run_minilm(options):
                     if dense is None:
                         dense = sum(t.nbytes for t in tensors.values()) - sum(
                             tensors[name + ".weight"].nbytes for name in minilm.linear_shapes())
-                    out, report, matrices = quantize("--bits", str(bits), "--budget", str(size + dense))
-                    mine = (daemon.embed(out, tensors, tokens) * truth).sum(1).mean()
-                    equal.writerow((bits, group, size, f"{error:.5f}", report["bytes_after"],
-                                    f"{summed(matrices):.5f}", f"{cosine:.6f}", f"{mine:.6f}"))
+                    row = [bits, group, size, f"{error:.5f}", f"{cosine:.6f}"]
+                    for way in EQUAL.values():
+                        out, report, matrices = quantize("--budget", str(size + dense), *way(bits))
+                        mine = (daemon.embed(out, tensors, tokens) * truth).sum(1).mean()
+                        row += [report["bytes_after"], f"{summed(matrices):.5f}", f"{mine:.6f}"]
+                    equal.writerow(row)
                     even.flush()
         for width in ("3.3", "3.5", "4.0", "4.25", "4.5", "5.0", "6.0"):
             measure("mixed", "auto", "mse", "--bits-per-weight", width)
@@ -245,8 +252,8 @@ def run_outliers(options):
                            ("bits", "what", "bytes", "more_bytes", "summed_error", "error_of_the_spoilt",
                             "recovered", "refined", "refined_of_the_spoilt"))
         even, equal = table(options.results, "quantizer-outliers-equal-bytes.csv", command,
-                            ("bits", "uniform_group", "uniform_bytes", "uniform_error", "auto_bytes",
-                             "auto_error"))
+                            ("bits", "uniform_group", "uniform_bytes", "uniform_error",
+                             *(f"{what}_{way}" for way in EQUAL for what in ("bytes", "error"))))
         names = {f"layers.{i // 6}.part{i % 6}" for i in SPOILT}
         quantize = Quantizer(options.build, os.path.join(work, "spoilt"), work)
         intact = Quantizer(options.build, os.path.join(work, "clean"), os.path.join(work, "clean"))
@@ -254,8 +261,8 @@ def run_outliers(options):
             base = summed(intact("--bits", str(bits), "--group", "channel")[2])
             rows.writerow((bits, "without outliers, channel", "", "", f"{base:.5f}", "", "", "", ""))
             first = None
-            ways = [("channel", ("--group", "channel")), ("auto, alpha 0.15", ("--alpha", "0.15")),
-                    ("auto, alpha 0.02 (the default)", ())]
+            ways = [("channel", ("--group", "channel")), ("auto (alpha 0.075)", ()),
+                    ("auto, alpha 0.02", ("--alpha", "0.02"))]
             for what, arguments in ways + [(f"group {g}", ("--group", g)) for g in
                                            ("1024", "256", "128", "64", "32", "16")]:
                 _, report, matrices = quantize("--bits", str(bits), *arguments)
@@ -268,9 +275,11 @@ def run_outliers(options):
                                len(refined & names)))
                 if what.startswith("auto"):
                     continue
-                _, report, matrices = quantize("--bits", str(bits), "--budget", str(size))
-                equal.writerow((bits, what.split()[-1] if what != "group 1024" else "K/2", size,
-                                f"{error:.5f}", report["bytes_after"], f"{summed(matrices):.5f}"))
+                row = [bits, what.split()[-1] if what != "group 1024" else "K/2", size, f"{error:.5f}"]
+                for way in EQUAL.values():
+                    _, report, matrices = quantize("--budget", str(size), *way(bits))
+                    row += [report["bytes_after"], f"{summed(matrices):.5f}"]
+                equal.writerow(row)
         file.close()
         even.close()
 

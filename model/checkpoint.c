@@ -537,7 +537,7 @@ int fq_checkpoint_dense(const struct fq_checkpoint *checkpoint, size_t i, struct
 
 int fq_checkpoint_load(struct fq_checkpoint *checkpoint, size_t i, struct fq_loaded_matrix *out,
                        struct fq_error *err) {
-    static const struct fq_quantize_method method = {.scale = FQ_SCALE_ABSMAX};
+    static const struct fq_quantize_method method = {.scale = FQ_SCALE_MSE};
     const struct layer *layer = &checkpoint->layers[i];
     struct fq_error local;
     struct fq_dense dense;

@@ -61,7 +61,8 @@ endif
 CHECKPOINT_TESTS = tests/python/test-quantize.py tests/python/test-quantize-plan.py \
 	tests/python/test-quantize-resume.py tests/python/test-convert.py \
 	tests/python/test-malformed.py \
-	tests/python/test-compressed-tensors.py tests/python/test-gguf.py
+	tests/python/test-compressed-tensors.py tests/python/test-gguf.py \
+	tests/python/test-vllm.py
 dist_check_SCRIPTS += $(CHECKPOINT_TESTS)
 EXTRA_DIST += tests/python/checkpoint.py
 TESTS += $(CHECKPOINT_TESTS)

@@ -75,21 +75,21 @@ size_t fq_choose_by_alpha(const struct fq_choose_step *steps, size_t count, doub
 /* A step along one unit's hull. */
 struct segment {
     size_t unit, from, to;
-    double slope; /* error taken away, a byte */
+    double slope; /* loss taken away, a byte */
 };
 
 static double slope_of(const struct fq_choose_option *from, const struct fq_choose_option *to) {
-    return (from->error - to->error) / ((double)to->bytes - (double)from->bytes);
+    return (from->loss - to->loss) / ((double)to->bytes - (double)from->bytes);
 }
 
-/* The cheapest option, of several the one with the least error. */
+/* The cheapest option, of several the one with the least loss. */
 static size_t cheapest(const struct fq_choose_unit *unit) {
     size_t best = 0;
 
     for (size_t i = 1; i < unit->count; i++) {
         const struct fq_choose_option *a = &unit->options[i], *b = &unit->options[best];
 
-        if (a->bytes < b->bytes || (a->bytes == b->bytes && a->error < b->error))
+        if (a->bytes < b->bytes || (a->bytes == b->bytes && a->loss < b->loss))
             best = i;
     }
     return best;
@@ -104,8 +104,7 @@ static size_t next_corner(const struct fq_choose_unit *unit, size_t from) {
         const struct fq_choose_option *option = &unit->options[i];
         double slope;
 
-        if (option->bytes <= unit->options[from].bytes ||
-            option->error >= unit->options[from].error)
+        if (option->bytes <= unit->options[from].bytes || option->loss >= unit->options[from].loss)
             continue;
         slope = slope_of(&unit->options[from], option);
         if (slope > steepest ||
@@ -141,6 +140,14 @@ static double total_error(const struct fq_choose_unit *units, size_t count) {
     for (size_t u = 0; u < count; u++)
         error += units[u].options[units[u].chosen].error;
     return error;
+}
+
+static double total_loss(const struct fq_choose_unit *units, size_t count) {
+    double loss = 0;
+
+    for (size_t u = 0; u < count; u++)
+        loss += units[u].options[units[u].chosen].loss;
+    return loss;
 }
 
 /* Down the hulls from the cheapest choices; *left is what remains of the budget. */
@@ -192,7 +199,7 @@ static void fill_up(struct fq_choose_unit *units, size_t count, uint64_t left) {
                 const struct fq_choose_option *option = &units[u].options[i];
                 double slope;
 
-                if (option->error >= now->error || option->bytes > now->bytes + left)
+                if (option->loss >= now->loss || option->bytes > now->bytes + left)
                     continue;
                 slope = option->bytes <= now->bytes ? INFINITY : slope_of(now, option);
                 if (slope <= steepest)
@@ -214,10 +221,10 @@ static void fill_up(struct fq_choose_unit *units, size_t count, uint64_t left) {
 struct move {
     size_t unit, option;
     int64_t bytes; /* more, or less than 0 */
-    double error;  /* the same */
+    double loss;   /* the same */
 };
 
-/* All moves that save bytes, or all that take error away.  Returns how many. */
+/* All moves that save bytes, or all that take loss away.  Returns how many. */
 static size_t list_moves(const struct fq_choose_unit *units, size_t count, bool saving,
                          struct move *moves) {
     size_t found = 0;
@@ -228,12 +235,12 @@ static size_t list_moves(const struct fq_choose_unit *units, size_t count, bool 
         for (size_t i = 0; i < units[u].count; i++) {
             const struct fq_choose_option *option = &units[u].options[i];
 
-            if (saving ? option->bytes < now->bytes : option->error < now->error)
+            if (saving ? option->bytes < now->bytes : option->loss < now->loss)
                 moves[found++] =
                     (struct move){.unit = u,
                                   .option = i,
                                   .bytes = (int64_t)option->bytes - (int64_t)now->bytes,
-                                  .error = option->error - now->error};
+                                  .loss = option->loss - now->loss};
         }
     }
     return found;
@@ -269,8 +276,8 @@ static int exchange(struct fq_choose_unit *units, size_t count, uint64_t budget,
         for (size_t s = 0; s < saving_count; s++)
             for (size_t g = 0; g < gain_count; g++)
                 if (savings[s].unit != gains[g].unit && savings[s].bytes + gains[g].bytes <= left &&
-                    savings[s].error + gains[g].error < best) {
-                    best = savings[s].error + gains[g].error;
+                    savings[s].loss + gains[g].loss < best) {
+                    best = savings[s].loss + gains[g].loss;
                     saving = &savings[s];
                     gain = &gains[g];
                 }
@@ -342,11 +349,13 @@ static void best_uniform(struct fq_choose_unit *units, size_t count, uint64_t bu
         units[v].chosen = nearest(&units[v], uniform->bits, uniform->group);
 }
 
-int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t budget,
-                        struct fq_choose_uniform *uniform, struct fq_error *err) {
+/* The least loss in the budget, as far as it is found: from the cheapest choices on, and from the
+ * best uniform ones.  -FQ_INVALID where even the cheapest exceed the budget. */
+static int least_loss(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                      struct fq_choose_uniform *uniform, struct fq_error *err) {
     size_t *mixed = malloc(count * sizeof *mixed + 1);
     uint64_t least = 0, left;
-    double error;
+    double loss;
     int rc;
 
     for (size_t u = 0; u < count; u++)
@@ -368,7 +377,7 @@ int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t bud
     fill_up(units, count, left);
     if ((rc = exchange(units, count, budget, err)) < 0)
         goto out;
-    error = total_error(units, count);
+    loss = total_loss(units, count);
     for (size_t u = 0; u < count; u++)
         mixed[u] = units[u].chosen;
     best_uniform(units, count, budget, uniform);
@@ -377,10 +386,52 @@ int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t bud
         if ((rc = exchange(units, count, budget, err)) < 0)
             goto out;
     }
-    if (!uniform->bits || error <= total_error(units, count))
+    if (!uniform->bits || loss <= total_loss(units, count))
         for (size_t u = 0; u < count; u++)
             units[u].chosen = mixed[u];
 out:
     free(mixed);
+    return rc;
+}
+
+/* The same with the error itself for the loss. */
+static int least_error(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                       struct fq_choose_uniform *uniform, struct fq_error *err) {
+    struct fq_choose_unit *copies = malloc(count * sizeof *copies + 1);
+    struct fq_choose_option *options = NULL;
+    size_t room = 0, used = 0;
+    int rc;
+
+    for (size_t u = 0; u < count; u++)
+        room += units[u].count;
+    options = malloc(room * sizeof *options + 1);
+    if (!copies || !options) {
+        rc = fq_fail(err, FQ_NO_MEMORY, "no memory to choose among %zu options", room);
+        goto out;
+    }
+    for (size_t u = 0; u < count; u++) {
+        copies[u] = units[u];
+        copies[u].options = options + used;
+        for (size_t i = 0; i < units[u].count; i++) {
+            options[used] = units[u].options[i];
+            options[used].loss = options[used].error;
+            used++;
+        }
+    }
+    rc = least_loss(copies, count, budget, uniform, err);
+    for (size_t u = 0; u < count && rc == 0; u++)
+        units[u].chosen = copies[u].chosen;
+out:
+    free(copies);
+    free(options);
+    return rc;
+}
+
+int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                        struct fq_choose_uniform *uniform, struct fq_error *err) {
+    int rc = least_loss(units, count, budget, uniform, err);
+
+    if (rc == 0 && uniform->bits && total_error(units, count) >= uniform->error)
+        rc = least_error(units, count, budget, uniform, err);
     return rc;
 }

@@ -58,6 +58,7 @@ struct fq_choose_option {
     bool asymmetric;
     uint64_t bytes;
     double error; /* summed over the unit's matrices */
+    double loss;  /* what a budget minimises the sum of; the smaller the error, the smaller it is */
 };
 
 struct fq_choose_unit {
@@ -76,11 +77,12 @@ struct fq_choose_uniform {
 };
 
 /*
- * Minimises the summed error with Σ bytes ≤ BUDGET: along the lower convex hulls of the units'
+ * Minimises the summed loss with Σ bytes ≤ BUDGET: along the lower convex hulls of the units'
  * options by gain a byte (which is optimal for every budget it exactly reaches), then whatever
- * still fits, best gain a byte first, then exchanges between two units.  Never worse than the best
- * uniform choice, which is tried as a start too.  -FQ_INVALID where even the smallest options
- * exceed the budget: it names the least possible.
+ * still fits, best gain a byte first, then exchanges between two units; the uniform choice of the
+ * least summed error is tried as a start too.  Where that leaves a summed error no smaller than the
+ * uniform choice's, the summed error is minimised in the loss's place: it is never larger.
+ * -FQ_INVALID where even the smallest options exceed the budget: it names the least possible.
  */
 int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t budget,
                         struct fq_choose_uniform *uniform, struct fq_error *err);

@@ -149,7 +149,7 @@ static void set_scale(struct fq_fit *fit, float scale) {
 }
 
 /* Shrunk by so much, the largest weights are clipped and the others gain; more than 1 helps where
- * the largest weight is negative, which has a code more. */
+ * rounding the largest weights outwards leaves the others better off. */
 static const struct shrink {
     int bits;
     float least, most;
@@ -161,20 +161,27 @@ static const struct shrink {
  * For given codes q the best scale is Σwq / Σq², and it leaves Σw² − (Σwq)² / Σq²: so each step of
  * the search costs two sums, and the step to take is that with the largest (Σwq)² / Σq².  Its scale
  * is then rounded to fp16, the codes with it, and absmax stays where that is no better.
+ *
+ * Without a zero point the codes reach from −2^(bits−1) to one less above, and a negative scale
+ * turns that around: the search gives the longer tail the code more, so that the step can be
+ * max|w| / 2^(bits−1).  That costs no bit; of int4's step it takes 6%, of int3's 13%.
  */
 static void search(const struct fq_row *row, int64_t column, int64_t count, int bits,
-                   struct fq_fit *fit) {
+                   bool asymmetric, struct fq_fit *fit) {
     const struct shrink *shrink = shrinks;
-    float inverses[SHRINK_STEPS], wq[SHRINK_STEPS], qq[SHRINK_STEPS], best = 0, scale = 0;
+    float inverses[SHRINK_STEPS], wq[SHRINK_STEPS], qq[SHRINK_STEPS], best = 0, scale = 0, least,
+                                                                      most, sign;
     struct fq_fit found = *fit;
 
     while (shrink->bits != bits)
         shrink++;
+    row->kernels->bounds(row->weights + column, blocks_of(count), &least, &most);
+    sign = !asymmetric && most > -least ? -1.0f : 1.0f;
     for (int step = 0; step < SHRINK_STEPS; step++) {
         float factor = shrink->least +
                        (shrink->most - shrink->least) * ((float)step / (float)(SHRINK_STEPS - 1));
 
-        inverses[step] = 1.0f / (fit->scale * factor);
+        inverses[step] = sign / (fit->scale * factor);
     }
     row->kernels->correlate(row->weights + column, blocks_of(count), inverses, SHRINK_STEPS,
                             fit->low, fit->high, wq, qq);
@@ -185,7 +192,7 @@ static void search(const struct fq_row *row, int64_t column, int64_t count, int 
         }
     }
     set_scale(&found, scale);
-    if (found.scale > 0 && (found.stored & 0x7c00u) != 0x7c00u &&
+    if (found.scale != 0 && (found.stored & 0x7c00u) != 0x7c00u &&
         fq_row_error(row, column, count, &found) < fq_row_error(row, column, count, fit))
         *fit = found;
 }
@@ -216,7 +223,7 @@ bool fq_row_fit(const struct fq_row *row, int64_t column, int64_t count, int bit
     out->low = -zero;
     out->high = (float)levels - zero;
     if (method->scale == FQ_SCALE_MSE && out->scale > 0)
-        search(row, column, count, bits, out);
+        search(row, column, count, bits, method->asymmetric, out);
     return true;
 }
 

@@ -56,7 +56,7 @@ static bool quantize_row(struct fq_row *row, int64_t n, void *context, struct fq
 
         if (!fq_row_fit(row, column, count, matrix->bits, out->method, &fit, fault))
             return false;
-        if (fit.scale > 0) {
+        if (fit.scale != 0) {
             left += row->kernels->round(row->weights + column,
                                         ((size_t)count + FQ_QUANTIZE_BLOCK - 1) / FQ_QUANTIZE_BLOCK,
                                         fit.scale, fit.low, fit.high, row->codes + column);

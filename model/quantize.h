@@ -22,7 +22,7 @@ struct fq_dense {
 enum fq_scale_rule {
     FQ_SCALE_ABSMAX, /* the paper's: 2·max|w| / (2^bits − 1); asymmetric, the range over that */
     FQ_SCALE_MSE     /* the one of a search that leaves the least squared error, never more than
-                        absmax does */
+                        absmax does; negative where the longer tail is positive, symmetric only */
 };
 
 struct fq_quantize_method {

@@ -373,8 +373,10 @@ static void quantizing_a_directory_equals_quantizing_on_load(void **state) {
     write_text("pytorch_model.bin", "stale");
     for (size_t i = 0; i < COUNT(bits); i++) {
         /* shards of two sizes: all in one file, and a file a layer */
-        struct fq_quantize_options options = {
-            .bits = bits[i], .group = 64, .shard_bytes = i == 1 ? 4096 : 1 << 20};
+        struct fq_quantize_options options = {.bits = bits[i],
+                                              .group = 64,
+                                              .shard_bytes = i == 1 ? 4096 : 1 << 20,
+                                              .method.scale = FQ_SCALE_MSE};
         struct fq_quantize_summary summary;
         struct fq_checkpoint *before, *after;
         struct fq_error err = {0};

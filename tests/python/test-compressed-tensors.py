@@ -188,6 +188,11 @@ def a_converted_model_runs_in_transformers(work):
         "quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {"+:.*down_proj": {"bits": 8}}},
         None, json.loads(config.to_json_string()))
     run("convert", source, out)
+    return same_logits(out, model, dense)
+
+
+def same_logits(out, model, dense):
+    """That transformers loads OUT, and its logits are those of MODEL with the weights of DENSE."""
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in dense.items()})
     tokens = torch.arange(20)[None]
@@ -197,11 +202,43 @@ def a_converted_model_runs_in_transformers(work):
     return f"transformers {transformers.__version__}, {ours.numel()} logits"
 
 
+def what_we_quantize_runs_in_transformers(work):
+    """Every symmetric way to quantize a Llama whose weights lean to one side, so that scales of both
+    signs are written: the logits are those of the weights that our file holds."""
+    torch.manual_seed(2)
+    config = transformers.LlamaConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+                                      num_attention_heads=4, num_key_value_heads=2, vocab_size=100,
+                                      max_position_embeddings=64)
+    model = transformers.LlamaForCausalLM(config)
+    tensors = {name: (value.float().numpy() + 0.01 * name.endswith("proj.weight")).astype(np.float32)
+               for name, value in model.state_dict().items()}
+    source = os.path.join(work, "llama-dense")
+    formats.write_directory(source, tensors, None, None, json.loads(config.to_json_string()))
+    ways = (("--group", "64"), ("--bits", "8", "--group", "channel"), ("--bits", "8", "--group", "32"),
+            (), ("--alpha", "0.02"), ("--group", "32", "--override", "*.down_proj=8,64"))
+    for number, way in enumerate(ways):
+        out = os.path.join(work, f"llama-{number}")
+        run(source, out, "--quiet", *way)
+        hf_config, written = formats.read_checkpoint(out)
+        dense = {name: value for name, value in tensors.items()}
+        negative = 0
+        for name in tensors:
+            if name.endswith("proj.weight"):
+                module = name[:-len(".weight")]
+                negative += int((written[module + ".weight_scale"] < 0).sum())
+                # as the package does it: codes times scale, rounded once in fp32
+                dense[name] = formats.dequantize(hf_config, written, module).astype(np.float32)
+        assert negative > 0
+        same_logits(out, model, dense)
+    return f"transformers {transformers.__version__}, {len(ways)} ways"
+
+
 def main():
     print(f"compressed-tensors {compressed_tensors.__version__}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as work:
         for test in (what_it_packs_we_write_again, what_gptq_and_awq_become_it_unpacks,
-                     what_we_quantize_it_unpacks, a_converted_model_runs_in_transformers):
+                     what_we_quantize_it_unpacks, a_converted_model_runs_in_transformers,
+                     what_we_quantize_runs_in_transformers):
             print("ok", test.__name__, test(work))
 
 

@@ -132,7 +132,7 @@ def check_outliers(work, random):
     results = {}
     for what, weights, arguments in (("channel", tensors, ("--group", "channel")),
                                      ("clean", clean, ("--group", "channel")),
-                                     ("auto", tensors, ("--alpha", "0.15"))):
+                                     ("auto", tensors, ())):
         source = os.path.join(work, f"planted-{what}")
         write_checkpoint(source, weights)
         quantize(source, source + "-out", *arguments)

@@ -53,14 +53,15 @@ def check_absmax(source, out, bits, group, extra):
 
 
 def best_scales(block, bits):
-    """The least squared error that any of 400 scales leaves, per row of the block."""
+    """The least squared error that any of 400 scales of either sign leaves, per row of the block."""
     top = 2 * np.abs(block).max(axis=1, keepdims=True) / (2 ** bits - 1)
     low, high = -2 ** (bits - 1), 2 ** (bits - 1) - 1
     errors = []
     for shrink in np.linspace(0.3, 1.2, 400):
-        scale = (top * shrink).astype(np.float16).astype(np.float64)
-        q = np.clip(np.rint(block / scale), low, high)
-        errors.append(((block - q * scale) ** 2).sum(axis=1))
+        for sign in (1, -1):
+            scale = sign * (top * shrink).astype(np.float16).astype(np.float64)
+            q = np.clip(np.rint(block / scale), low, high)
+            errors.append(((block - q * scale) ** 2).sum(axis=1))
     return np.min(errors, axis=0)
 
 
@@ -79,10 +80,14 @@ def check_mse(source, work):
             assert np.array_equal(codes - zeros, nearest)  # rounded with the scale that is stored
             squares = (weights - (codes - zeros) * scales) ** 2
             left[rule] = squares.reshape(len(weights), -1, 64).sum(axis=2)
+            blocks = weights.reshape(len(weights), -1, 64)
+            longer_above = blocks.max(axis=2) > -blocks.min(axis=2)
+            turned = tensors["block.q.weight_scale"] < 0  # the side with a code more is the longer
+            assert turned.any() == (rule == "mse") and (longer_above | ~turned).all()
         assert (left["mse"] <= left["absmax"] * (1 + 1e-6)).all()
         best = np.stack([best_scales(weights[:, b:b + 64], bits) for b in range(0, 320, 64)], 1)
         assert left["mse"].sum() < 1.03 * best.sum(), (bits, left["mse"].sum() / best.sum())
-        assert bits == 8 or left["mse"].sum() < 0.93 * left["absmax"].sum()
+        assert bits == 8 or left["mse"].sum() < 0.88 * left["absmax"].sum()
 
 
 def check_asymmetric(work, random):
