@@ -19,10 +19,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
-#define TURNS      4  /* turns that a measurement's time is split into */
-#define CHECK_ROWS 4  /* rows of X whose results are compared with float64 */
-#define CHECK_COLS 64 /* and columns of Y */
+#define TURNS      4     /* turns that a measurement's time is split into */
+#define SETTLE_US  40000 /* between turns: OpenBLAS's threads spin for 26 ms before they sleep */
+#define CHECK_ROWS 4     /* rows of X whose results are compared with float64 */
+#define CHECK_COLS 64    /* and columns of Y */
 #define COPIES_MIN 2
 #define COPIES_MAX 65536
 
@@ -393,9 +395,11 @@ struct contender {
     struct bench_samples samples;
 };
 
-/* A turn: the first call warms up threads and is not counted. */
+/* A turn: threads of the one before are asleep, and the first call, which is not counted, wakes
+ * those of this one. */
 static int take_turn(struct contender *contender, struct subject *subject,
                      struct operands *operands, struct fq_error *err) {
+    usleep(SETTLE_US);
     double end = bench_now_us() + table.seconds * 1e6 / TURNS, us;
     int status = contender->sample(subject, operands, &us, err);
 
@@ -486,7 +490,7 @@ static int measure_matrix(FILE *csv, bool *headed, struct fq_error *err) {
     for (int t = 0; t < table.threads.count && status == 0; t++) {
         struct subject subject;
 
-        status = subject_init(&subject, (int)table.threads.values[t], err);
+        status = subject_init(&subject, bench_pin_threads((int)table.threads.values[t]), err);
         if (status)
             break;
         if (csv && !*headed)

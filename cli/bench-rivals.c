@@ -2,7 +2,9 @@
 /*
  * What finequant-bench compares the cpu backend with, in the same run on the
  * same threads: a plain read of as many bytes, which no kernel can beat, and
- * OpenBLAS on the dense fp32 matrix.
+ * OpenBLAS on the dense fp32 matrix.  Thread i of each keeps to core i: Linux
+ * has been seen to leave two threads on one core for seconds, and OpenBLAS's own
+ * threads inherit the core of a main thread that OMP_PROC_BIND binds.
  */
 #ifdef HAVE_CONFIG_H
 #include <config.h>
@@ -10,6 +12,13 @@
 
 #include "bench.h"
 
+#include <dirent.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #ifdef HAVE_OPENBLAS
 #include <cblas.h>
 #endif
@@ -75,6 +84,56 @@ uint64_t bench_read(const void *from, size_t bytes, int threads) {
         total += read_span((const char *)from + start, end - start);
     }
     return total;
+}
+
+/* The core of thread i: the i-th that this process may use, over again where there are fewer. */
+static void pin(pid_t thread, int i, const cpu_set_t *usable) {
+    int left = i % CPU_COUNT(usable), core = 0;
+    cpu_set_t one;
+
+    while (!CPU_ISSET(core, usable) || left-- > 0)
+        core++;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    sched_setaffinity(thread, sizeof one, &one); /* a wish: figures are worse without, not wrong */
+}
+
+/* The threads that exist beside the caller: OpenBLAS's. */
+static void pin_others(const cpu_set_t *usable) {
+    DIR *tasks = opendir("/proc/self/task");
+    int i = 1;
+
+    if (!tasks)
+        return;
+    for (struct dirent *task; (task = readdir(tasks));) {
+        pid_t thread = (pid_t)atoi(task->d_name);
+
+        if (thread > 0 && thread != getpid())
+            pin(thread, i++, usable);
+    }
+    closedir(tasks);
+}
+
+int bench_pin_threads(int threads) {
+    static cpu_set_t usable;
+
+    if (CPU_COUNT(&usable) == 0) {
+        if (sched_getaffinity(0, sizeof usable, &usable) != 0)
+            CPU_SET(0, &usable);
+        if (bench_has_sgemm()) {
+            static float some[256 * 256], product[256 * 256];
+
+            bench_sgemm(256, 256, 256, some, some, product, CPU_COUNT(&usable)); /* makes them */
+        }
+        pin_others(&usable);
+    }
+    if (threads == 0)
+        threads = CPU_COUNT(&usable);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    pin(0, omp_get_thread_num(), &usable);
+#endif
+    return threads;
 }
 
 bool bench_has_sgemm(void) {

@@ -94,6 +94,10 @@ void bench_print_field(FILE *out, double value);
 /* Reads every byte once with the widest loads of this processor, on that many threads.  Returns a
  * value that depends on all of them. */
 uint64_t bench_read(const void *from, size_t bytes, int threads);
+/* Binds so many OpenMP threads, 0 for a thread a core, each to a core of its own while there are
+ * any; the first call, which must come before any other OpenMP region, also OpenBLAS's.  Returns
+ * how many. By the main thread, whenever the number of threads changes. */
+int bench_pin_threads(int threads);
 /* False where this build has no OpenBLAS.  Y[m][n] = X[m][k]·W[n][k]ᵀ, by sgemv for one row. */
 bool bench_has_sgemm(void);
 void bench_sgemm(int64_t m, int64_t n, int64_t k, const float *x, const float *w, float *y,

@@ -18,8 +18,9 @@
 #define LANES  16
 #define MR     4 /* rows of X in a tile */
 
-/* Bytes of codes that are asked for ahead of their use: a tile that takes one register of a block
- * at a time touches every fourth line, which the hardware does not follow. */
+/* Bytes of codes that are asked for ahead of their use.  8 bits need no asking: a line is so little
+ * work that the processor loads ahead by itself, and what is asked for besides stands in its way.
+ */
 #define AHEAD 4096
 
 /* ---- Codes to bytes ---------------------------------------------------------------------- */
@@ -73,7 +74,7 @@ INLINE __m512i unpack(const uint8_t *codes, int64_t step, int half, int i, int b
 
 /* Asks for the lines of a step AHEAD of it. */
 INLINE void prefetch(const uint8_t *codes, int64_t step, int half, int bits) {
-    const int pitch = FQ_CPU_BLOCK * 4, words = bits == 3 ? 1 + (half == 0) : bits / 2;
+    const int pitch = FQ_CPU_BLOCK * 4, words = bits == 3 ? 1 + (half == 0) : 2;
     const int64_t first = bits == 3 ? step / 2 * 3 + half * 2 : step * words;
 
     for (int i = 0; i < words; i++)
@@ -116,7 +117,8 @@ INLINE __m512 scale_of(const uint16_t *scales, enum fq_dtype type) {
 INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, int64_t step,
                       int half, __m512i (*sum)[4][FQ_CPU_LIMBS], int mr, int nv, int bits,
                       int limbs) {
-    UNROLL for (int v = 0; v < nv; v++) prefetch(codes + v * LANES * 4, step, half, bits);
+    if (bits < 8)
+        UNROLL for (int v = 0; v < nv; v++) prefetch(codes + v * LANES * 4, step, half, bits);
     UNROLL for (int i = 0; i < 4; i++) {
         __m512i w[4];
 
@@ -131,12 +133,14 @@ INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, in
     }
 }
 
-/* values[m][lane..] += one chunk over its unit, for mr rows of X and nv registers of rows of W. */
-INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span, int lane,
-                       float *values, int mr, int nv, int bits, int limbs) {
-    const struct fq_cpu_fixed *fixed = block->fixed;
+/* values[m][lane..] += one chunk over its unit, for mr rows of X from `first` on and nv registers
+ * of rows of W. */
+INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span, int first,
+                      int lane, float *values, int mr, int nv, int bits, int limbs) {
+    const struct fq_cpu_fixed *fixed = block->fixed + first;
     __m512i sum[MR][4][FQ_CPU_LIMBS];
 
+    values += first * FQ_CPU_BLOCK;
     UNROLL for (int m = 0; m < mr; m++) UNROLL for (int v = 0; v < nv; v++) {
         const struct fq_cpu_chunk *chunk = &fixed[m].chunks[span->chunks - 1];
 
@@ -189,9 +193,24 @@ INLINE void end_segment(const struct block *block, int64_t segment, float *part,
     }
 }
 
-/* The accumulators of mr rows times nv registers of rows of W fill the register file. */
+/* values[mr][64] += one chunk over its unit.  The accumulators of three rows of two limbs, or two
+ * of three, and a whole block fill the register file.  Of more rows, either half of the rows goes
+ * first, and the others find the codes in the first-level cache: 8 bits, whose lines are then read
+ * in their order.  Or half of the block: the fewer bits, where unpacking twice costs more. */
+INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span, float *values,
+                       int mr, int bits, int limbs) {
+    if (mr <= (limbs == 2 ? 3 : 2)) {
+        tile_part(block, span, 0, 0, values, mr, 4, bits, limbs);
+    } else if (bits == 8) {
+        tile_part(block, span, 0, 0, values, 2, 4, bits, limbs);
+        tile_part(block, span, 2, 0, values, mr - 2, 4, bits, limbs);
+    } else {
+        tile_part(block, span, 0, 0, values, mr, 2, bits, limbs);
+        tile_part(block, span, 0, 2 * LANES, values, mr, 2, bits, limbs);
+    }
+}
+
 INLINE void tile_run(const struct block *block, float *values, int mr, int bits) {
-    const int two = mr <= 3 ? 4 : 2, three = mr <= 2 ? 4 : 2; /* registers, by limbs */
     _Alignas(64) float part[MR * FQ_CPU_BLOCK];
     struct fq_cpu_span span = {0};
     int64_t segments = 0;
@@ -212,11 +231,9 @@ INLINE void tile_run(const struct block *block, float *values, int mr, int bits)
                     limbs = 3;
         }
         if (limbs == 2)
-            for (int lane = 0; lane < FQ_CPU_BLOCK; lane += two * LANES)
-                tile_chunk(block, &span, lane, part, mr, two, bits, 2);
+            tile_chunk(block, &span, part, mr, bits, 2);
         else
-            for (int lane = 0; lane < FQ_CPU_BLOCK; lane += three * LANES)
-                tile_chunk(block, &span, lane, part, mr, three, bits, 3);
+            tile_chunk(block, &span, part, mr, bits, 3);
     }
     if (segments)
         end_segment(block, segments - 1, part, values, mr);

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start and end: options, the second instance, signals, unloading, the state file."""
 import os
+import select
 import signal
 import stat
 import subprocess
+import time
 
 import numpy as np
 from harness import (BACKEND, BOUNDS, DTYPE, DAEMON, Client, Closed, Daemon, Matrix, Refused, expect, load, main,
@@ -186,6 +188,37 @@ def a_second_signal_ends_at_once(directory):
     busy.client.close()
 
 
+def an_idle_daemon_takes_no_time(directory):
+    """Its threads may wait for work awake for a moment, but not for as long as they like."""
+    path, matrix = big_model(directory)
+    daemon = Daemon(directory, "--threads=2", models=[("m", path)])
+
+    def processor_seconds():
+        total = 0
+        for task in os.listdir(f"/proc/{daemon.pid}/task"):
+            with open(f"/proc/{daemon.pid}/task/{task}/schedstat", encoding="ascii") as stat:
+                total += int(stat.read().split()[0])
+        return total / 1e9
+
+    with daemon.connect() as client:
+        tensor = client.tensor("m", "layer")
+        before = processor_seconds()
+        for rows in (1, 4, 256):
+            client.gemm(tensor, np.ones((rows, matrix.k), np.float32))
+        assert processor_seconds() > before
+        ended = os.pidfd_open(daemon.pid)
+        # A spinning thread takes all of every window, on however busy a machine a good part of it.
+        for _ in range(20):
+            before, start = processor_seconds(), time.monotonic()
+            assert not select.select([ended], [], [], 0.25)[0], "the daemon ended"
+            share = (processor_seconds() - before) / (time.monotonic() - start)
+            if share < 0.01:
+                break
+        os.close(ended)
+        assert share < 0.01, f"idle, it takes {share:.3f} of a core"
+    daemon.stop()
+
+
 def hangup_rereads_what_can_change(directory):
     path, _ = small_model(directory)
     config = os.path.join(directory, "c.conf")
@@ -249,4 +282,4 @@ if __name__ == "__main__":
           unload_waits_for_what_is_in_flight,
           a_load_does_not_block_other_models_and_outlives_its_client,
           terminating_finishes_and_answers_what_is_in_flight, a_second_signal_ends_at_once,
-          hangup_rereads_what_can_change, models_loaded_on_request_come_back])
+          an_idle_daemon_takes_no_time, hangup_rereads_what_can_change, models_loaded_on_request_come_back])
