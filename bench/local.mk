@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # On a GPU machine, see tests/gpu/stage.sh: what fills results/*-h200.csv.
+EXTRA_DIST += bench/cpu.sh bench/summary-cpu.py bench/multiplier.c
 EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py bench/kernels-cpu.svg \
 	bench/kernels-h200.svg bench/results/model-h200.csv
 EXTRA_DIST += bench/results/kernels-h200.csv bench/results/compute-sanitizer-h200.txt \
-	bench/results/kernels-cpu.csv bench/results/gpu-tests-h200.txt bench/results/malformed-frames.txt \
+	bench/results/kernels-cpu.csv bench/results/kernels-cpu-avx512.csv \
+	bench/results/kernels-cpu-avx2.csv bench/results/gpu-tests-h200.txt bench/results/malformed-frames.txt \
 	bench/results/fuzz.txt bench/results/vllm.txt
 # What the quantizer's choices are worth, and how fast it is.
 EXTRA_DIST += bench/quantizer-evidence.py bench/quantizer-rate.py \
