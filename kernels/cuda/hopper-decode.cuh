@@ -18,19 +18,19 @@
  * not depend on m: a row's bits are the same alone and among 63 others.
  *
  * Up to 32 rows, X comes straight from the rows, and mma.sync multiplies.  With more rows, X is
- * first arranged (rows.cu), and multiplied by wgmma.  For up to 8 rows and a matrix of few strips a
- * CTA takes half of a multiprocessor, so that the next kernel of the stream fills its stages while
- * this one ends; else a deeper ring, and registers for more tiles at a time, are worth more.
+ * first arranged (rows.cu), and multiplied by wgmma.  A CTA has a
+ * multiprocessor to itself: of two of half the size, the next kernel of the stream could fill its
+ * stages while this one ends; but after a kernel that leaves no room for one, two start on one
+ * multiprocessor and none on another.
  */
 #ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
 #define FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
 
 #include "hopper.cuh"
 
-/* N: rows of X, rounded up; CTAS: that share a multiprocessor; the constants are host code's too.
- */
-template <int N_, int BITS_, int CTAS_> struct decode_shape {
-    static constexpr int N = N_, BITS = BITS_, CTAS = CTAS_;
+/* N: rows of X, rounded up; the constants are host code's too. */
+template <int N_, int BITS_> struct decode_shape {
+    static constexpr int N = N_, BITS = BITS_;
     static constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS; /* X from its rows, mma.sync */
     static constexpr int GROUPS = FQ_CUDA_DECODE_GROUPS;     /* consumer warpgroups */
     static constexpr int SLOTS = FQ_CUDA_DECODE_SLOTS;       /* strips of each */
@@ -41,9 +41,9 @@ template <int N_, int BITS_, int CTAS_> struct decode_shape {
     static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
     static constexpr int THREADS = CONSUMERS + (DIRECT ? 32 + 32 * ROW_WARPS : 128);
     static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 160;
-    static constexpr int SHARED = CTAS == 2 ? 112 << 10 : 226 << 10; /* bytes, at most */
-    static constexpr int SUMS = N / 2;                               /* of a thread and strip */
-    static constexpr int KT = FQ_CUDA_DECODE_STAGE_TILES(BITS);      /* tiles of K in a stage */
+    static constexpr int SHARED = 226 << 10; /* bytes, at most: a multiprocessor's */
+    static constexpr int SUMS = N / 2;       /* of a thread and strip */
+    static constexpr int KT = FQ_CUDA_DECODE_STAGE_TILES(BITS); /* tiles of K in a stage */
     static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip in a stage */
     /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows, by
      * which ldmatrix hits all banks, or a tile as wgmma wants it. */
@@ -355,8 +355,7 @@ template <class S, class T> class decoder {
                                               slot_place (&at)[S::SLOTS], uint32_t x,
                                               ring_place &place) const {
         /* tiles at a time, by the registers there are */
-        constexpr int TOGETHER =
-            S::N <= 16 && SEGMENTS == 1 && (S::CTAS == 1 || SLOTS == 1) ? S::KT : 1;
+        constexpr int TOGETHER = S::N <= 16 && SEGMENTS == 1 ? S::KT : 1;
 
         for (int tile = begin; tile < end; tile += S::KT, place.next()) {
             const uint32_t stage = place.stage * stage_bytes;
@@ -755,7 +754,7 @@ template <class S, class T> class decoder {
 #endif /* FQ_HOPPER_CODE */
 
 template <class S, class T>
-__global__ void __launch_bounds__(S::THREADS, S::CTAS)
+__global__ void __launch_bounds__(S::THREADS, 1)
     hopper_decode(const __grid_constant__ fq_cuda_launch args) {
 #ifdef FQ_HOPPER_CODE
     extern __shared__ uint8_t shared[];
@@ -804,15 +803,13 @@ static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
 
 template <int BITS, class T>
 static cudaError_t queue_decode_by_rows(const fq_cuda_launch &args, cudaStream_t stream) {
-    if (args.m <= 8 && args.block_strips * (args.gate.codes ? 2 : 1) <= FQ_CUDA_DECODE_GROUPS)
-        return queue_decode<decode_shape<8, BITS, 2>, T>(args, stream);
     if (args.m <= 8)
-        return queue_decode<decode_shape<8, BITS, 1>, T>(args, stream);
+        return queue_decode<decode_shape<8, BITS>, T>(args, stream);
     if (args.m <= 16)
-        return queue_decode<decode_shape<16, BITS, 1>, T>(args, stream);
+        return queue_decode<decode_shape<16, BITS>, T>(args, stream);
     if (args.m <= 32)
-        return queue_decode<decode_shape<32, BITS, 1>, T>(args, stream);
-    return queue_decode<decode_shape<64, BITS, 1>, T>(args, stream);
+        return queue_decode<decode_shape<32, BITS>, T>(args, stream);
+    return queue_decode<decode_shape<64, BITS>, T>(args, stream);
 }
 
 template <int BITS>
@@ -823,11 +820,10 @@ static cudaError_t queue_decode_any(const fq_cuda_launch &args, cudaStream_t str
 
 template <int BITS, class T> static cudaError_t prepare_decode() {
     const void *kernels[] = {
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<8, BITS, 2>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<8, BITS, 1>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<16, BITS, 1>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<32, BITS, 1>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<64, BITS, 1>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<8, BITS>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<16, BITS>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<32, BITS>, T>),
+        reinterpret_cast<const void *>(hopper_decode<decode_shape<64, BITS>, T>),
     };
 
     for (const void *kernel : kernels) {
