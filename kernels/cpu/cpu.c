@@ -17,12 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct cpu_backend {
-    struct fq_backend base;
-    const struct fq_cpu_kernels *kernels;
-    int threads;
-};
-
 struct cpu_stream {
     struct fq_stream base;
     char *scratch; /* page aligned; grows to what the largest call needed */

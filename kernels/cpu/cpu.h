@@ -192,6 +192,13 @@ void fq_cpu_epilogue(const struct fq_gemm *gemm, int64_t m, int64_t column, floa
 void fq_cpu_to_fixed(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed);
 
+/* The backend itself (cpu.c). */
+struct cpu_backend {
+    struct fq_backend base;
+    const struct fq_cpu_kernels *kernels;
+    int threads;
+};
+
 /* Prepacking (pack.c). */
 uint64_t fq_cpu_weights_size(struct fq_backend *backend, const struct fq_matrix *matrix);
 int fq_cpu_weights_new(struct fq_backend *backend, const struct fq_matrix *matrix,

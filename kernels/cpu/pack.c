@@ -115,8 +115,9 @@ int fq_cpu_weights_new(struct fq_backend *backend, const struct fq_matrix *matri
     uint8_t *codes = mapping;
     uint16_t *scales = (uint16_t *)(codes + sizes.codes);
     int8_t *zeros = matrix->zeros ? (int8_t *)(codes + sizes.codes + sizes.scales) : NULL;
+    int threads = ((const struct cpu_backend *)backend)->threads;
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < sizes.blocks; block++) {
         int64_t groups_at = block * sizes.groups * FQ_CPU_BLOCK;
 

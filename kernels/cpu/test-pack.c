@@ -103,7 +103,8 @@ static void check_matrix(struct fq_matrix *matrix, bool zeros) {
     matrix->codes = codes;
     matrix->scales = scales;
     matrix->zeros = zeros ? points : NULL;
-    assert_int_equal(fq_cpu_weights_new(NULL, matrix, &weights, &err), 0);
+    struct cpu_backend backend = {.threads = 2};
+    assert_int_equal(fq_cpu_weights_new(&backend.base, matrix, &weights, &err), 0);
     assert_int_equal(weights->info.bytes, fq_cpu_weights_size(NULL, matrix));
     check_codes((const struct fq_cpu_weights *)weights, matrix);
     check_groups((const struct fq_cpu_weights *)weights, matrix);
