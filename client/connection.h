@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The connection behind a struct fq_client: connecting, hello, and calls.  A
- * call is a request and, later, its reply.  Every field below is guarded by
- * the mutex, except that the one thread which has set `reading` uses the
- * reader without it while it waits for bytes.
+ * The connection behind a struct fq_client: connecting, hello, the end
+ * (connection.c), and calls (call.c).  A call is a request and, later, its reply.  Every field
+ * below is guarded by the mutex, except that the one thread which has set `reading` uses the reader
+ * without it while it waits for bytes.
  *
  * Of the threads that wait, one is the leader: it reads the socket and
  * completes everybody's calls.  The others sleep, each on its call's own
@@ -84,6 +84,8 @@ int fq_connection_open(struct fq_client *client, struct fq_error *err);
 /* Ends the connection and every call: `err` says why.  Mutex held. */
 void fq_connection_end(struct fq_client *client, const struct fq_error *err);
 void fq_connection_fini(struct fq_client *client);
+/* Completes the calls whose replies the reader holds.  Mutex held. */
+int fq_connection_take(struct fq_client *client, struct fq_error *err);
 
 /*
  * Begins a request of `fields` params in client->pack.  On success the mutex is held until
@@ -115,6 +117,9 @@ void fq_connection_drain(struct fq_client *client);
 
 /* A pending call by id, or NULL.  Mutex held. */
 struct fq_call *fq_call_find(struct fq_client *client, uint32_t id);
+/* A call's reply or end is there: wakes who waits, or frees it where nobody will ask.  Mutex held.
+ */
+void fq_call_complete(struct fq_client *client, struct fq_call *call);
 /* Takes a call that is done out of the table and frees it.  Mutex held. */
 void fq_call_release(struct fq_client *client, struct fq_call *call);
 

@@ -3,8 +3,8 @@
 lib_LTLIBRARIES += libfinequant.la
 include_HEADERS += client/finequant.h
 libfinequant_la_SOURCES = client/finequant.h client/client.c client/client.h \
-	client/connection.c client/connection.h client/buffer.c client/json.c \
-	client/device.c client/device.h
+	client/connection.c client/connection.h client/call.c client/deadline.h client/buffer.c \
+	client/json.c client/device.c client/device.h
 libfinequant_la_CPPFLAGS = $(AM_CPPFLAGS) $(MSGPACK_CFLAGS) $(JANSSON_CFLAGS)
 libfinequant_la_CFLAGS = $(AM_CFLAGS) -pthread
 libfinequant_la_LDFLAGS = $(AM_LDFLAGS) -version-info 0:0:0 -pthread
