@@ -41,6 +41,9 @@ CUDA_SOURCES = kernels/cuda/backend.c kernels/cuda/memory.c kernels/cuda/slab.c 
 	kernels/cuda/tiles.h kernels/cuda/shares.h kernels/cuda/ptx.cuh kernels/cuda/ptx-hopper.cuh \
 	kernels/cuda/wgmma.cuh kernels/cuda/dequant.cuh kernels/cuda/launch.cuh \
 	kernels/cuda/epilogue.cuh kernels/cuda/hopper.cuh kernels/cuda/hopper-decode.cuh \
+	kernels/cuda/hopper-decode-cta.cuh kernels/cuda/hopper-decode-produce.cuh \
+	kernels/cuda/hopper-decode-store.cuh kernels/cuda/hopper-decode-sum.cuh \
+	kernels/cuda/hopper-parts.cuh \
 	kernels/cuda/hopper-prefill.cuh kernels/cuda/gemm.cuh kernels/cuda/decode.cuh \
 	kernels/cuda/hopper-decode-int8.cu kernels/cuda/hopper-decode-int4.cu \
 	kernels/cuda/hopper-decode-int3.cu kernels/cuda/hopper-prefill-int8.cu \

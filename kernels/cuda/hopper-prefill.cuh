@@ -24,7 +24,7 @@
 #ifndef FQ_KERNELS_CUDA_HOPPER_PREFILL_CUH
 #define FQ_KERNELS_CUDA_HOPPER_PREFILL_CUH
 
-#include "hopper.cuh"
+#include "hopper-parts.cuh"
 
 template <int N_, int BITS_> struct prefill_shape {
     static constexpr int N = N_, BITS = BITS_;

@@ -82,17 +82,8 @@ static __device__ __forceinline__ void bulk_copy(uint32_t to, const void *from, 
                  : "memory");
 }
 
-/* The same into every CTA of the cluster that `mask` names, at the same place in each. */
-static __device__ __forceinline__ void bulk_copy_multicast(uint32_t to, const void *from,
-                                                           uint32_t bytes, uint32_t barrier,
-                                                           uint16_t mask) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier), "h"(mask)
-                 : "memory");
-}
-
-/* A box of a two-dimensional tensor, x the fast coordinate. */
+/* A box of a two-dimensional tensor, x the fast coordinate, into every CTA of the cluster that
+ * `mask` names, at the same place in each. */
 static __device__ __forceinline__ void
 tensor_copy_multicast(uint32_t to, const void *map, int x, int y, uint32_t barrier, uint16_t mask) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -152,7 +143,8 @@ static __device__ __forceinline__ void cluster_send(uint32_t to, const float *v,
 }
 
 static __device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+    cluster_arrive();
+    cluster_wait();
 }
 
 /* True for one thread of a warp that is here as a whole; better than a lane's number, in that the

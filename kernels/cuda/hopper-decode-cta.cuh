@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A CTA of hopper-decode.cuh: how large its parts are for so many rows of X and bits
+ * (decode_shape), and which strips and tiles are its own, where they lie in shared memory, and its
+ * barriers (decode_cta).  What its warps do is in hopper-decode-produce.cuh, -sum.cuh and
+ * -store.cuh.
+ */
+#ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_CTA_CUH
+#define FQ_KERNELS_CUDA_HOPPER_DECODE_CTA_CUH
+
+#include "hopper.cuh"
+
+/* N: rows of X, rounded up; the constants are host code's too. */
+template <int N_, int BITS_> struct decode_shape {
+    static constexpr int N = N_, BITS = BITS_;
+    static constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS; /* X from its rows, mma.sync */
+    static constexpr int GROUPS = FQ_CUDA_DECODE_GROUPS;     /* consumer warpgroups */
+    static constexpr int SLOTS = FQ_CUDA_DECODE_SLOTS;       /* strips of each */
+    static constexpr int CONSUMERS = 128 * GROUPS;
+    /* A warp produces weights.  Where X comes row by row, one or two others do that; else the next
+     * one.  Where registers are scarce producers are a warpgroup, for the consumers to be given its
+     * registers: a CTA starts with 128 a thread, and setmaxnreg only moves them. */
+    static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
+    static constexpr int THREADS = CONSUMERS + (DIRECT ? 32 + 32 * ROW_WARPS : 128);
+    static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 160;
+    static constexpr int SHARED = 226 << 10; /* bytes, at most: a multiprocessor's */
+    static constexpr int SUMS = N / 2;       /* of a thread and strip */
+    static constexpr int KT = FQ_CUDA_DECODE_STAGE_TILES(BITS); /* tiles of K in a stage */
+    static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip in a stage */
+    /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows, by
+     * which ldmatrix hits all banks, or a tile as wgmma wants it. */
+    static constexpr int X_PITCH = KT * 128 + 16;
+    static constexpr int X_TILE = N * 128;
+    static constexpr int CODES = DIRECT ? N * X_PITCH : KT * X_TILE;
+    /* On the way out: where a CTA's rows of W, KEPT of each strip, lie side by side in fp32, for
+     * some rows of X; and the other CTA's sums of them, N columns of each. */
+    static constexpr int KEPT = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
+    static constexpr int OUT_PITCH = GROUPS * SLOTS * KEPT * 4 + 16;
+    static constexpr int OUT_ROWS = N < 32 ? N : 32, OUT = OUT_ROWS * OUT_PITCH;
+    static constexpr int IN = GROUPS * SLOTS * KEPT * N * 4;
+
+    static __host__ __device__ int scales_at(int strips) {
+        return CODES + strips * STRIP;
+    }
+    static __host__ __device__ int zeros_at(int strips, int slots) {
+        return scales_at(strips) + strips * slots * FQ_CUDA_SCALE_BYTES;
+    }
+    static __host__ __device__ int stage_bytes(int strips, int slots, bool zeros) {
+        int bytes = zeros_at(strips, slots) + strips * slots * zeros * FQ_CUDA_ZERO_BYTES;
+        int align = DIRECT ? 128 : 1024;
+
+        return (bytes + align - 1) / align * align;
+    }
+};
+
+#ifdef FQ_HOPPER_CODE
+
+template <class S> struct decode_cta {
+    using strip_sums = float[S::SUMS]; /* of a thread, of a strip */
+
+    const fq_cuda_launch &launch;
+    const uint32_t ring, full, empty, out; /* in shared memory */
+    const uint32_t in;                     /* the other CTA's sums of this one's rows */
+    const uint32_t ready, taken; /* barriers: they are there; the other CTA took this one's */
+    const int stage_bytes;
+    const int strips;     /* that a stage has room for */
+    const int begin, end; /* this CTA's tiles of every block */
+    const int cluster, rank;
+    const int thread, lane;
+
+    /* A block of this cluster. */
+    struct block_place {
+        int strip;         /* its first, of Y */
+        int strips, first; /* how many, both of a pair's counted; those in slot 0 */
+
+        __device__ __forceinline__ block_place(const decode_cta &d, int block) {
+            const fq_cuda_launch &l = d.launch;
+            const int count =
+                fq_cuda_decode_strips(l.w.strips, l.clusters, l.blocks, d.cluster, block, &strip);
+
+            strips = l.gate.codes ? 2 * count : count;
+            first = l.gate.codes ? count : min(count, S::GROUPS);
+        }
+    };
+
+    /* Which matrix and strip is the index-th of a block; false: there is none. */
+    __device__ __forceinline__ bool find_strip(const block_place &block, int index,
+                                               const fq_cuda_matrix *&w, int &strip) const {
+        const bool gated = launch.gate.codes != nullptr;
+
+        w = gated && index < block.first ? &launch.gate : &launch.w;
+        strip = block.strip + (gated && index >= block.first ? index - block.first : index);
+        return index < block.strips;
+    }
+
+    __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
+        return full + place.stage * 8;
+    }
+    __device__ __forceinline__ uint32_t empty_of(const ring_place &place) const {
+        return empty + place.stage * 8;
+    }
+
+    /* By a consumer warp that is done with a stage. */
+    __device__ __forceinline__ void release(const ring_place &place) const {
+        __syncwarp();
+        if (lane == 0)
+            mbarrier_arrive(empty_of(place));
+    }
+
+    __device__ __forceinline__ decode_cta(const fq_cuda_launch &l, uint32_t shared)
+        : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
+          empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), in(out + S::OUT),
+          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes),
+          strips(l.block_strips * (l.gate.codes ? 2 : 1)),
+          begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
+          end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
+          cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT), rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT),
+          thread(threadIdx.x), lane(threadIdx.x % 32) {
+    }
+
+    __device__ __forceinline__ void init_barriers() const {
+        for (int i = 0; i < launch.stages; i++) {
+            mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
+            mbarrier_init(empty + i * 8, S::CONSUMERS / 32);
+        }
+        mbarrier_init(ready, 1);
+        mbarrier_init(taken, 1);
+        mbarrier_fence_init();
+    }
+};
+
+#endif /* FQ_HOPPER_CODE */
+
+#endif

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The producers of hopper-decode.cuh: what fills the stages of the ring, as many ahead as there
+ * are.
+ */
+#ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_PRODUCE_CUH
+#define FQ_KERNELS_CUDA_HOPPER_DECODE_PRODUCE_CUH
+
+#include "hopper-decode-cta.cuh"
+
+#ifdef FQ_HOPPER_CODE
+
+template <class S> class decode_producer {
+    using block_place = typename decode_cta<S>::block_place;
+    const decode_cta<S> &cta;
+
+    /* A walk over the tiles of this CTA, block after block. */
+    struct cursor {
+        int block, tile;
+        ring_place place;
+
+        __device__ __forceinline__ explicit cursor(const decode_cta<S> &d)
+            : block(0), tile(d.begin), place(d.launch.stages) {
+            if (d.begin == d.end)
+                block = d.launch.blocks;
+        }
+        __device__ __forceinline__ bool valid(const decode_cta<S> &d) const {
+            return block < d.launch.blocks;
+        }
+        /* True where a new block begins. */
+        __device__ __forceinline__ bool next(const decode_cta<S> &d) {
+            place.next();
+            tile += S::KT;
+            if (tile < d.end)
+                return false;
+            tile = d.begin;
+            block++;
+            return true;
+        }
+    };
+
+    using copies = strip_copies<S::BITS, S::GROUPS * S::SLOTS, S::STRIP>;
+
+    /* Of the strips of a block; of a gated pair, of the gate (slot 0) or of W (slot 1). */
+    __device__ __forceinline__ copies copies_of(int of, int slot) const {
+        const block_place block(cta, of);
+        const bool gated = cta.launch.gate.codes != nullptr;
+        const int index = slot * block.first;
+
+        return copies(
+            gated && slot == 0 ? cta.launch.gate : cta.launch.w, block.strip,
+            gated ? block.first : block.strips, cta.begin, cta.ring + S::CODES + index * S::STRIP,
+            cta.ring + S::scales_at(cta.strips) + index * cta.launch.slots * FQ_CUDA_SCALE_BYTES,
+            cta.ring + S::zeros_at(cta.strips, cta.launch.slots) +
+                index * cta.launch.slots * FQ_CUDA_ZERO_BYTES,
+            cta.launch.slots);
+    }
+
+    /* X straight from its rows, on 16 bytes: a lane has the same 16-byte piece of every few rows,
+     * ROW_STEP of them apart. */
+    static constexpr int PIECES = S::KT * 8, ROWS_AT_ONCE = 32 / PIECES;
+    static constexpr int ROW_STEP = ROWS_AT_ONCE * S::ROW_WARPS;
+    static constexpr int ROW_LOADS = S::DIRECT ? S::N / ROW_STEP : 1;
+
+    __device__ __forceinline__ void
+    put_rows(const cursor &at, const uint16_t *const (&rows)[ROW_LOADS], uint32_t to) const {
+        const int k = at.tile * FQ_CUDA_TILE + cta.lane % PIECES * 8;
+
+        to += at.place.stage * cta.stage_bytes;
+        if ((at.tile + S::KT) * FQ_CUDA_TILE <= cta.launch.w.k) {
+#pragma unroll
+            for (int i = 0; i < ROW_LOADS; i++)
+                if (i * ROW_STEP < cta.launch.m)
+                    cp_async_16(to + i * ROW_STEP * S::X_PITCH, rows[i] + k);
+        } else {
+            const int bytes = max(0, min(16, (cta.launch.w.k - k) * 2));
+
+#pragma unroll
+            for (int i = 0; i < ROW_LOADS; i++)
+                if (i * ROW_STEP < cta.launch.m)
+                    cp_async_16(to + i * ROW_STEP * S::X_PITCH, rows[i] + (bytes ? k : 0), bytes);
+        }
+        mbarrier_arrive_copies(cta.full_of(at.place));
+    }
+
+    /* The arranged X of a stage. */
+    __device__ __forceinline__ void put_arranged(const cursor &at) const {
+        bulk_copy(cta.ring + at.place.stage * cta.stage_bytes,
+                  static_cast<const uint8_t *>(cta.launch.arranged) + (int64_t)at.tile * S::X_TILE,
+                  min(S::KT, cta.end - at.tile) * S::X_TILE, cta.full_of(at.place));
+    }
+
+    /*
+     * The two producers part the work by what it costs them: where X comes row by row, a warp has
+     * that, and a thread the weights; where it is arranged, a thread has the codes and another one
+     * the scales and X.  Weights fill the ring before the kernels that made X are done.
+     */
+    template <bool CODES, bool SCALES, bool GATED> struct weights_producer {
+        const decode_producer &producer;
+        const decode_cta<S> &d;
+        cursor at;
+        copies one, two; /* two: of W, where one is the gate */
+
+        __device__ __forceinline__ explicit weights_producer(const decode_producer &of)
+            : producer(of), d(of.cta), at(of.cta), one(of.copies_of(0, 0)),
+              two(of.copies_of(0, GATED)) {
+        }
+        /* The next stage, and, by the thread that puts scales, X beside it. */
+        __device__ __forceinline__ void put() {
+            const int tiles = min(S::KT, d.end - at.tile);
+            const uint32_t barrier = d.full_of(at.place);
+            const uint32_t stage = at.place.stage * d.stage_bytes;
+            const uint32_t groups_one = one.groups_of(tiles), groups_two = two.groups_of(tiles);
+            uint32_t all = SCALES && !S::DIRECT ? tiles * S::X_TILE : 0;
+
+            if (CODES)
+                all += one.code_bytes(tiles) + (GATED ? two.code_bytes(tiles) : 0);
+            if (SCALES)
+                all += one.scale_bytes(groups_one) + (GATED ? two.scale_bytes(groups_two) : 0);
+            mbarrier_expect(barrier, all);
+            if (CODES) {
+                one.put_codes(stage, tiles, barrier);
+                if (GATED)
+                    two.put_codes(stage, tiles, barrier);
+            }
+            if (SCALES) {
+                one.put_scales(stage, tiles, groups_one, barrier);
+                if (GATED)
+                    two.put_scales(stage, tiles, groups_two, barrier);
+            }
+            if (at.next(d) && at.valid(d)) {
+                one = producer.copies_of(at.block, 0);
+                if (GATED)
+                    two = producer.copies_of(at.block, 1);
+            }
+        }
+    };
+
+    template <bool GATED> __device__ __forceinline__ void put_all_weights() const {
+        weights_producer<true, S::DIRECT, GATED> weights(*this);
+
+        while (weights.at.valid(cta)) {
+            mbarrier_wait(cta.empty_of(weights.at.place), weights.at.place.parity ^ 1);
+            weights.put();
+        }
+    }
+
+    template <bool GATED> __device__ __forceinline__ void put_all_scales_and_x() const {
+        weights_producer<false, true, GATED> weights(*this);
+        cursor of_x(cta);
+
+        for (int i = 0; i < cta.launch.stages && weights.at.valid(cta); i++)
+            weights.put();
+        grid_wait();
+        for (int i = 0; i < cta.launch.stages && of_x.valid(cta); i++, of_x.next(cta))
+            put_arranged(of_x);
+        while (weights.at.valid(cta)) {
+            mbarrier_wait(cta.empty_of(of_x.place), of_x.place.parity ^ 1);
+            weights.put();
+            put_arranged(of_x);
+            of_x.next(cta);
+        }
+    }
+
+  public:
+    __device__ __forceinline__ explicit decode_producer(const decode_cta<S> &of) : cta(of) {
+    }
+
+    /* By a thread. */
+    __device__ __forceinline__ void produce_weights() const {
+        if (cta.launch.gate.codes)
+            put_all_weights<true>();
+        else
+            put_all_weights<false>();
+    }
+
+    /* By a thread. */
+    __device__ __forceinline__ void produce_scales_and_x() const {
+        if (cta.launch.gate.codes)
+            put_all_scales_and_x<true>();
+        else
+            put_all_scales_and_x<false>();
+    }
+
+    /* By a warp, or by two. */
+    __device__ __forceinline__ void produce_rows() const {
+        const int first = (cta.thread - S::CONSUMERS - 32) / 32 * ROWS_AT_ONCE + cta.lane / PIECES;
+        const uint32_t to = cta.ring + first * S::X_PITCH + cta.lane % PIECES * 16;
+        const uint16_t *rows[ROW_LOADS];
+        cursor at(cta);
+
+        grid_wait();
+#pragma unroll
+        for (int i = 0; i < ROW_LOADS; i++)
+            rows[i] = static_cast<const uint16_t *>(
+                cta.launch.x_rows[min(i * ROW_STEP + first, cta.launch.m - 1)]);
+        for (; at.valid(cta); at.next(cta)) {
+            mbarrier_wait(cta.empty_of(at.place), at.place.parity ^ 1);
+            put_rows(at, rows, to);
+        }
+    }
+};
+
+#endif /* FQ_HOPPER_CODE */
+
+#endif

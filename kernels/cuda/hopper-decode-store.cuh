@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The way out of hopper-decode.cuh: from the sums that the two CTAs of a cluster have of a block to
+ * rows of Y.
+ */
+#ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_STORE_CUH
+#define FQ_KERNELS_CUDA_HOPPER_DECODE_STORE_CUH
+
+#include "hopper-decode-cta.cuh"
+
+#ifdef FQ_HOPPER_CODE
+
+template <class S, class T> class decode_storer {
+    using block_place = typename decode_cta<S>::block_place;
+    using strip_sums = typename decode_cta<S>::strip_sums;
+    const decode_cta<S> &cta;
+
+    /* The warps whose rows this CTA stores: two of each warpgroup, 32 rows of every strip.  The
+     * other CTA's same warps send their sums, thread by thread. */
+    static constexpr int KEEPERS = S::CONSUMERS / FQ_CUDA_DECODE_SPLIT;
+
+    __device__ __forceinline__ bool keeps() const {
+        return cta.thread / 64 % FQ_CUDA_DECODE_SPLIT == cta.rank;
+    }
+    /* Of KEEPERS; of those that send, the one in the other CTA. */
+    __device__ __forceinline__ int keeper() const {
+        return cta.thread / 128 * 64 + cta.thread % 64;
+    }
+    __device__ __forceinline__ bool has_strip(const block_place &block, int slot) const {
+        return cta.thread / 128 < block.first &&
+               cta.thread / 128 + slot * block.first < block.strips;
+    }
+    __device__ __forceinline__ uint32_t parcel(int slot, int quad) const {
+        return cta.in + ((slot * (S::N / 8) + quad) * KEEPERS + keeper()) * 16;
+    }
+
+    __device__ __forceinline__ void send_sums(const strip_sums (&sums)[S::SLOTS],
+                                              const block_place &block) const {
+        const uint32_t barrier = cluster_address(cta.ready, cta.rank ^ 1);
+
+#pragma unroll
+        for (int s = 0; s < S::SLOTS; s++)
+#pragma unroll
+            for (int q = 0; q < S::N / 8; q++)
+                if (has_strip(block, s) && q * 8 < cta.launch.m)
+                    cluster_send(cluster_address(parcel(s, q), cta.rank ^ 1), sums[s] + 4 * q,
+                                 barrier);
+    }
+
+    /* Bytes that the other CTA sends for a block. */
+    __device__ __forceinline__ uint32_t parcel_bytes(const block_place &block) const {
+        return block.strips * 64 * ((cta.launch.m + 7) / 8) * 16;
+    }
+
+    /* Adds what the other CTA sent, and puts the sums where they lie side by side. */
+    __device__ __forceinline__ void add_sums(const strip_sums (&sums)[S::SLOTS],
+                                             const block_place &block, int row0) const {
+        const uint32_t mine =
+            cta.out + cta.lane % 4 * 2 * S::OUT_PITCH +
+            (cta.thread / 128 * S::KEPT + cta.thread / 32 % 2 * FQ_CUDA_QUARTER + cta.lane / 4) * 4;
+
+#pragma unroll
+        for (int s = 0; s < S::SLOTS; s++)
+#pragma unroll
+            for (int q = 0; q < S::N / 8; q++) {
+                const uint32_t to =
+                    mine + s * block.first * S::KEPT * 4 + (q * 8 - row0) * S::OUT_PITCH;
+                float4 other;
+
+                if (!has_strip(block, s) || q * 8 < row0 || q * 8 >= row0 + S::OUT_ROWS ||
+                    q * 8 >= cta.launch.m)
+                    continue;
+                other = lds_f4(parcel(s, q));
+                sts_32(to, sums[s][4 * q] + other.x);
+                sts_32(to + S::OUT_PITCH, sums[s][4 * q + 1] + other.y);
+                sts_32(to + 32, sums[s][4 * q + 2] + other.z);
+                sts_32(to + S::OUT_PITCH + 32, sums[s][4 * q + 3] + other.w);
+            }
+    }
+
+    /* This CTA's rows of a block, for rows row0.. of X. */
+    __device__ __forceinline__ void store_rows(const block_place &block, int row0) const {
+        constexpr int RUNS = S::KEPT / 4; /* of four rows of W, in a strip */
+        const bool gated = cta.launch.gate.codes != nullptr;
+        const int of_y = gated ? block.first : block.strips; /* strips of Y */
+        const int rows = min(S::OUT_ROWS, cta.launch.m - row0);
+
+        for (int i = keeper(); i < rows * of_y * RUNS; i += KEEPERS) {
+            const int run = i % (of_y * RUNS), m = row0 + i / (of_y * RUNS);
+            const int strip = run / RUNS, row = run % RUNS * 4;
+            const int n = (block.strip + strip) * FQ_CUDA_STRIP + cta.rank * S::KEPT + row;
+            const uint32_t at = cta.out + (m - row0) * S::OUT_PITCH + (strip * S::KEPT + row) * 4;
+            float v[4], gate[4];
+
+            if (n >= cta.launch.w.n)
+                continue;
+            *reinterpret_cast<float4 *>(gate) = lds_f4(at);
+            *reinterpret_cast<float4 *>(v) = lds_f4(gated ? at + block.first * S::KEPT * 4 : at);
+            store_run<T, 4>(cta.launch, v, gate, cta.launch.y_rows[m], cta.launch.residual_rows[m],
+                            n);
+        }
+    }
+
+  public:
+    __device__ __forceinline__ explicit decode_storer(const decode_cta<S> &of) : cta(of) {
+    }
+
+    /* The sums of the cluster's i-th block, by all consumers. */
+    __device__ __forceinline__ void store(const strip_sums (&sums)[S::SLOTS],
+                                          const block_place &block, int i) const {
+        if (!keeps()) {
+            if (i > 0)
+                mbarrier_wait(cta.taken, (i - 1) & 1);
+            send_sums(sums, block);
+            return;
+        }
+        if (keeper() == 0)
+            mbarrier_expect(cta.ready, parcel_bytes(block));
+        mbarrier_wait(cta.ready, i & 1);
+        for (int row0 = 0; row0 < cta.launch.m; row0 += S::OUT_ROWS) {
+            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, KEEPERS); /* the last rows are stored */
+            add_sums(sums, block, row0);
+            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, KEEPERS);
+            store_rows(block, row0);
+        }
+        /* after the last block the other CTA may be gone */
+        if (i + 1 < cta.launch.blocks && keeper() == 0)
+            mbarrier_arrive_at(cta.taken, cta.rank ^ 1);
+    }
+};
+
+#endif /* FQ_HOPPER_CODE */
+
+#endif
