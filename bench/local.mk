@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # On a GPU machine, see tests/gpu/stage.sh: what fills results/*-h200.csv.
-EXTRA_DIST += bench/cpu.sh bench/summary-cpu.py bench/multiplier.c
+EXTRA_DIST += bench/cpu.sh bench/summary-cpu.py bench/goals.py bench/multiplier.c
 EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py bench/kernels-cpu.svg \
 	bench/kernels-h200.svg bench/results/model-h200.csv
 EXTRA_DIST += bench/results/kernels-h200.csv bench/results/compute-sanitizer-h200.txt \

@@ -9,22 +9,19 @@ rate at each m up to 4; then every goal with its rows: how many reach it, and th
 it.  Every row counts by itself, against the read beside it; other groups against the row of group 64
 that stands before them.
 """
-import csv
 import sys
+
+from goals import HEADING, matrix_name, measured, print_goal, read_rows
 
 FEW = (1, 2, 3, 4)
 
 
 def read_table(path):
     """[((bits, group, zero, dtype, threads, n, k, m), {us, read_us, sgemm_us})]"""
-    with open(path, encoding="utf-8") as table:
-        rows = list(csv.DictReader(line for line in table if not line.startswith("#")))
-    if not rows or not {"bits", "threads", "sgemm_us", "read_us", "us"} <= set(rows[0]):
-        sys.exit(f"summary-cpu.py: {path} is no table of finequant-bench kernel --backend cpu")
     return [((int(row["bits"]), row["group"], row["zero"], row["dtype"],
               *(int(row[name]) for name in ("threads", "n", "k", "m"))),
-             {name: float(row[name]) for name in ("us", "read_us", "sgemm_us")
-              if row[name] not in ("", "-")}) for row in rows]
+             measured(row, ("us", "read_us", "sgemm_us")))
+            for row in read_rows(path, "cpu", ("bits", "threads", "sgemm_us", "read_us", "us"))]
 
 
 def of_read(row):
@@ -35,18 +32,12 @@ def of_sgemm(row):
     return row["sgemm_us"] / row["us"] if "sgemm_us" in row else None
 
 
-def print_goal(title, bound, values, more=True):
-    """values: [(value, key)]"""
-    values = [(value, key) for value, key in values if value is not None]
-    if not values:
-        print(f"| {title} | {'≥' if more else '≤'} {bound} | not measured | |")
-        return
-    reached = sum(value >= bound if more else value <= bound for value, _ in values)
-    worst, key = (min if more else max)(values)
-    bits, group, zero, dtype, threads, n, k, m = key
-    print(f"| {title} | {'≥' if more else '≤'} {bound} | {reached} of {len(values)} | {worst:.2f} "
-          f"(int{bits} g{group}{' zero' if zero == '1' else ''} {dtype} {n}×{k} M={m}, "
-          f"{threads} threads) |")
+def name_of(key):
+    return f"{matrix_name(*key[:4], *key[5:])}, {key[4]} threads"
+
+
+def goal(title, bound, values, more=True):
+    print_goal(title, values, bound, more, name_of)
 
 
 def print_goals(table):
@@ -55,15 +46,15 @@ def print_goals(table):
     def ratio(measure, wanted):
         return [(measure(row), key) for key, row in plain if wanted(key[0], key[3], key[7])]
 
-    print("\n| goal | bound | rows that reach it | farthest |\n|---|---|---|---|")
+    print(HEADING)
     for m in FEW:
         for bits, bound in ((8, 0.75), (4, 0.75), (3, 0.6)):
-            print_goal(f"int{bits}, M = {m}: part of the read", bound,
+            goal(f"int{bits}, M = {m}: part of the read", bound,
                        ratio(of_read, lambda b, _, at, bits=bits, m=m: b == bits and at == m))
-    print_goal("int4, M = 1: times sgemv", 5, ratio(of_sgemm, lambda b, _, m: b == 4 and m == 1))
-    print_goal("M ≥ 64, fp32: times sgemm", 0.85,
+    goal("int4, M = 1: times sgemv", 5, ratio(of_sgemm, lambda b, _, m: b == 4 and m == 1))
+    goal("M ≥ 64, fp32: times sgemm", 0.85,
                ratio(of_sgemm, lambda _, dtype, m: dtype == "f32" and m >= 64))
-    print_goal("M ≥ 64, bf16: times sgemm", 1,
+    goal("M ≥ 64, bf16: times sgemm", 1,
                ratio(of_sgemm, lambda _, dtype, m: dtype == "bf16" and m >= 64))
     others, bases = [], {}
     for key, row in table:  # the same matrix and m at group 64 predicts by the bytes
@@ -73,7 +64,7 @@ def print_goals(table):
             others.append((of_read(base) / of_read(row), key))
     for title, bound, small in (("group 16: time over what the bytes predict", 1.25, True),
                                 ("other groups: time over what the bytes predict", 1.1, False)):
-        print_goal(title, bound, [pair for pair in others if (pair[1][1] == "16") == small], False)
+        goal(title, bound, [pair for pair in others if (pair[1][1] == "16") == small], False)
 
 
 def print_parts(table):

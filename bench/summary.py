@@ -8,10 +8,11 @@ Prints Markdown.  For each matrix, bit width and dtype at group 64, at each m: t
 read's and, behind it, how many times as fast as cuBLAS.  Then every goal with its rows: how many
 reach it, and the row farthest from it.  Of several rows for one point the median counts.
 """
-import csv
 import statistics
 import sys
 from collections import defaultdict
+
+from goals import HEADING, matrix_name, measured, print_goal, read_rows
 
 OPT_175B = {(12288, 12288), (49152, 12288), (12288, 49152)}
 MIB_64 = 64 << 20
@@ -19,17 +20,13 @@ MIB_64 = 64 << 20
 
 def read_table(path):
     """{(bits, group, zero, dtype, n, k, m): {us, read_us, cublas_us, err}}"""
-    with open(path, encoding="utf-8") as table:
-        rows = list(csv.DictReader(line for line in table if not line.startswith("#")))
-    if not rows or not {"bits", "cublas_us", "read_us", "us", "err"} <= set(rows[0]):
-        sys.exit(f"summary.py: {path} is no table of finequant-bench kernel --backend cuda")
+    columns = ("us", "read_us", "cublas_us", "err")
     found = defaultdict(lambda: defaultdict(list))
-    for row in rows:
+    for row in read_rows(path, "cuda", ("bits", *columns)):
         key = (int(row["bits"]), row["group"], row["zero"], row["dtype"],
                *(int(row[name]) for name in ("n", "k", "m")))
-        for name in ("us", "read_us", "cublas_us", "err"):
-            if row[name] not in ("", "-"):
-                found[key][name].append(float(row[name]))
+        for name, value in measured(row, columns).items():
+            found[key][name].append(value)
     return {key: {name: statistics.median(values) for name, values in row.items()}
             for key, row in found.items()}
 
@@ -77,35 +74,28 @@ def goals():
     ]
 
 
-def print_goal(title, values, bound, more):
-    """values: [(value, key)]"""
-    if not values:
-        print(f"| {title} | {'≥' if more else '≤'} {bound} | not measured | |")
-        return
-    reached = sum(value >= bound if more else value <= bound for value, _ in values)
-    worst, key = (min if more else max)(values)
-    bits, group, zero, dtype, n, k, m = key
-    print(f"| {title} | {'≥' if more else '≤'} {bound} | {reached} of {len(values)} | {worst:.2f} "
-          f"(int{bits} g{group}{' zero' if zero == '1' else ''} {dtype} {n}×{k} M={m}) |")
+def name_of(key):
+    return matrix_name(*key)
 
 
 def print_goals(table):
-    print("\n| goal | bound | rows that reach it | farthest |\n|---|---|---|---|")
+    print(HEADING)
     for title, wanted, measure, bound, more in goals():
         values = [(measure(row), key) for key, row in table.items()
                   if key[1:3] == ("64", "0") and wanted(key[0], *key[4:])]
-        print_goal(title, [pair for pair in values if pair[0] is not None], bound, more)
+        print_goal(title, values, bound, more, name_of)
     values = []
     for key, row in table.items():  # the same matrix and m at group 64 predicts by the bytes
         base = table.get((key[0], "64", "0", *key[3:]))
         if base and key[1:3] != ("64", "0"):
             values.append((row["us"] / (base["us"] * row["read_us"] / base["read_us"]), key))
-    print_goal("other groups and zero points: time over what the bytes predict", values, 1.1, False)
+    print_goal("other groups and zero points: time over what the bytes predict", values, 1.1, False,
+               name_of)
     errors = {"f16": 1e-3, "bf16": 5e-3}
     for dtype, bound in errors.items():
         print_goal(f"{dtype}: relative error, in thousandths",
                    [(row["err"] * 1e3, key) for key, row in table.items() if key[3] == dtype],
-                   bound * 1e3, False)
+                   bound * 1e3, False, name_of)
 
 
 def print_matrices(table):

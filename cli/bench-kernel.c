@@ -399,7 +399,8 @@ struct contender {
  * those of this one. */
 static int take_turn(struct contender *contender, struct subject *subject,
                      struct operands *operands, struct fq_error *err) {
-    usleep(SETTLE_US);
+    if (subject->device.threads > 1) /* one thread waits for no others, and none spins for it */
+        usleep(SETTLE_US);
     double end = bench_now_us() + table.seconds * 1e6 / TURNS, us;
     int status = contender->sample(subject, operands, &us, err);
 
