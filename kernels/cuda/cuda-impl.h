@@ -137,8 +137,9 @@ struct fq_cuda_launch {
     int clusters, blocks;         /* Hopper, decode: shares.h; blocks of each cluster */
     int block_strips;             /* of a block at most, of each matrix of a pair */
     struct fq_cuda_shares shares; /* Hopper, prefill */
-    int slots;                    /* groups that a strip has in a stage, at most */
+    int slots;                    /* the launcher's: groups that a strip has in a stage, at most */
     int stages, stage_bytes;      /* the launcher's */
+    int stage_tiles;              /* the decode launcher's: tiles of K in a stage, an even number */
     int block_m, blocks_n;        /* prefill: rows of X of a block; blocks along W */
     const void *arranged;         /* decode, m > FQ_CUDA_DIRECT_ROWS: X by fq_cuda_arrange_rows */
 

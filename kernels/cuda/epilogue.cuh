@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What is done to a finished fp32 sum: bias, activation, gate, residual, one
- * rounding.  To add
- * an activation, add it to enum fq_activation and a case here.
+ * rounding.  To add an activation, add it to enum fq_activation and a case to each
+ * activate().
  */
 #ifndef FQ_KERNELS_CUDA_EPILOGUE_CUH
 #define FQ_KERNELS_CUDA_EPILOGUE_CUH
@@ -46,6 +46,74 @@ static __device__ __forceinline__ float finish(const fq_cuda_launch &launch, flo
     if (launch.gate_bias)
         gate += load_bias(launch.gate_bias, launch.bias_type, n);
     return sum * activate(gate, launch.activation);
+}
+
+/*
+ * The same for COUNT results side by side, from row n of W on.  Whatever is the same for all of
+ * them is asked once: this stands between a block's last product and the next one's first.
+ */
+template <int COUNT>
+static __device__ __forceinline__ void add_bias(const fq_cuda_launch &launch, float (&v)[COUNT],
+                                                const void *bias, int n) {
+    const int count = launch.w.n - n;
+
+    if (launch.bias_type == FQ_F32) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            v[i] += i < count ? static_cast<const float *>(bias)[n + i] : 0.0f;
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        const uint16_t bits = i < count ? static_cast<const uint16_t *>(bias)[n + i] : 0;
+
+        v[i] += launch.bias_type == FQ_F16 ? __half2float(__ushort_as_half(bits))
+                                           : __uint_as_float((uint32_t)bits << 16);
+    }
+}
+
+template <int COUNT>
+static __device__ __forceinline__ void activate(float (&v)[COUNT], int activation) {
+    const auto each = [&](int which) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            v[i] = activate(v[i], which);
+    };
+
+    switch (activation) {
+    case FQ_ACTIVATION_RELU:
+        each(FQ_ACTIVATION_RELU);
+        break;
+    case FQ_ACTIVATION_GELU:
+        each(FQ_ACTIVATION_GELU);
+        break;
+    case FQ_ACTIVATION_GELU_TANH:
+        each(FQ_ACTIVATION_GELU_TANH);
+        break;
+    case FQ_ACTIVATION_SILU:
+        each(FQ_ACTIVATION_SILU);
+        break;
+    default:
+        break;
+    }
+}
+
+/* Sums become what finish() makes of them. */
+template <int COUNT>
+static __device__ __forceinline__ void finish(const fq_cuda_launch &launch, float (&sums)[COUNT],
+                                              float (&gate)[COUNT], int n) {
+    if (launch.bias)
+        add_bias(launch, sums, launch.bias, n);
+    if (!launch.gate.codes) {
+        activate(sums, launch.activation);
+        return;
+    }
+    if (launch.gate_bias)
+        add_bias(launch, gate, launch.gate_bias, n);
+    activate(gate, launch.activation);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        sums[i] *= gate[i];
 }
 
 #endif

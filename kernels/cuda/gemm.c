@@ -108,24 +108,6 @@ static bool aligned(const void *address) {
 
 /* ---- Which kernel, and its shares ----------------------------------------------------------- */
 
-/* The groups that `tiles` tiles of a matrix, aligned to as many, meet at most. */
-static int slots_of(const struct fq_cuda_matrix *w, int tiles) {
-    int steps = tiles * FQ_CUDA_STEPS, group = w->group_steps;
-
-    if (w->groups == 1 || group % steps == 0)
-        return 1;
-    return steps % group == 0 ? steps / group : (steps - 2) / group + 2;
-}
-
-static void set_slots(struct fq_cuda_launch *launch, int tiles) {
-    launch->slots = slots_of(&launch->w, tiles);
-    if (launch->gate.codes) {
-        int gate = slots_of(&launch->gate, tiles);
-
-        launch->slots = gate > launch->slots ? gate : launch->slots;
-    }
-}
-
 /* Blocks along W where a worker has `strips` strips of it, a gate's included. */
 static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
     int all = launch->w.strips * (launch->gate.codes ? 2 : 1);
@@ -156,7 +138,6 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
     const struct fq_cuda_matrix *w = &launch->w;
     int status = 0;
 
-    set_slots(launch, FQ_CUDA_DECODE_STAGE_TILES(w->bits));
     share_strips(launch, cuda->processors / FQ_CUDA_DECODE_SPLIT);
     if (launch->m > FQ_CUDA_DIRECT_ROWS) {
         struct fq_cuda_arrange arrange = {
@@ -222,7 +203,6 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
 
     launch->block_m = choose_block_m(launch->m);
     launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
-    set_slots(launch, 1);
     launch->shares = fq_cuda_share_out(
         launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m), w->tiles,
         cuda->processors / FQ_CUDA_CLUSTER, PREFILL_PARTS, PREFILL_SPLIT_UNITS);

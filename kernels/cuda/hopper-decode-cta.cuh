@@ -25,13 +25,11 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 160;
     static constexpr int SHARED = 226 << 10; /* bytes, at most: a multiprocessor's */
     static constexpr int SUMS = N / 2;       /* of a thread and strip */
-    static constexpr int KT = FQ_CUDA_DECODE_STAGE_TILES(BITS); /* tiles of K in a stage */
-    static constexpr int STRIP = KT * FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip in a stage */
-    /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows, by
-     * which ldmatrix hits all banks, or a tile as wgmma wants it. */
-    static constexpr int X_PITCH = KT * 128 + 16;
+    /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows of
+     * two tiles, by whose pitch ldmatrix hits all banks, or tiles as wgmma wants them. */
+    static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip */
+    static constexpr int X_PITCH = 2 * 128 + 16, X_PAIR = N * X_PITCH;
     static constexpr int X_TILE = N * 128;
-    static constexpr int CODES = DIRECT ? N * X_PITCH : KT * X_TILE;
     /* On the way out: where a CTA's rows of W, KEPT of each strip, lie side by side in fp32, for
      * some rows of X; and the other CTA's sums of them, N columns of each. */
     static constexpr int KEPT = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
@@ -39,14 +37,17 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int OUT_ROWS = N < 32 ? N : 32, OUT = OUT_ROWS * OUT_PITCH;
     static constexpr int IN = GROUPS * SLOTS * KEPT * N * 4;
 
-    static __host__ __device__ int scales_at(int strips) {
-        return CODES + strips * STRIP;
+    static __host__ __device__ int codes_at(int tiles) {
+        return DIRECT ? tiles / 2 * X_PAIR : tiles * X_TILE;
     }
-    static __host__ __device__ int zeros_at(int strips, int slots) {
-        return scales_at(strips) + strips * slots * FQ_CUDA_SCALE_BYTES;
+    static __host__ __device__ int scales_at(int tiles, int strips) {
+        return codes_at(tiles) + strips * tiles * TILE;
     }
-    static __host__ __device__ int stage_bytes(int strips, int slots, bool zeros) {
-        int bytes = zeros_at(strips, slots) + strips * slots * zeros * FQ_CUDA_ZERO_BYTES;
+    static __host__ __device__ int zeros_at(int tiles, int strips, int slots) {
+        return scales_at(tiles, strips) + strips * slots * FQ_CUDA_SCALE_BYTES;
+    }
+    static __host__ __device__ int stage_bytes(int tiles, int strips, int slots, bool zeros) {
+        int bytes = zeros_at(tiles, strips, slots) + strips * slots * zeros * FQ_CUDA_ZERO_BYTES;
         int align = DIRECT ? 128 : 1024;
 
         return (bytes + align - 1) / align * align;
@@ -63,6 +64,7 @@ template <class S> struct decode_cta {
     const uint32_t in;                     /* the other CTA's sums of this one's rows */
     const uint32_t ready, taken; /* barriers: they are there; the other CTA took this one's */
     const int stage_bytes;
+    const int tiles;      /* of K in a stage */
     const int strips;     /* that a stage has room for */
     const int begin, end; /* this CTA's tiles of every block */
     const int cluster, rank;
@@ -93,6 +95,19 @@ template <class S> struct decode_cta {
         return index < block.strips;
     }
 
+    /* Where the codes of the block's index-th strip are in the first stage, and its scales and zero
+     * points. */
+    __device__ __forceinline__ uint32_t codes_of(int index) const {
+        return ring + S::codes_at(tiles) + index * tiles * S::TILE;
+    }
+    __device__ __forceinline__ uint32_t scales_of(int index) const {
+        return ring + S::scales_at(tiles, strips) + index * launch.slots * FQ_CUDA_SCALE_BYTES;
+    }
+    __device__ __forceinline__ uint32_t zeros_of(int index) const {
+        return ring + S::zeros_at(tiles, strips, launch.slots) +
+               index * launch.slots * FQ_CUDA_ZERO_BYTES;
+    }
+
     __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
         return full + place.stage * 8;
     }
@@ -110,7 +125,7 @@ template <class S> struct decode_cta {
     __device__ __forceinline__ decode_cta(const fq_cuda_launch &l, uint32_t shared)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
           empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), in(out + S::OUT),
-          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes),
+          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes), tiles(l.stage_tiles),
           strips(l.block_strips * (l.gate.codes ? 2 : 1)),
           begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
           end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),

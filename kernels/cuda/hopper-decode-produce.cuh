@@ -30,7 +30,7 @@ template <class S> class decode_producer {
         /* True where a new block begins. */
         __device__ __forceinline__ bool next(const decode_cta<S> &d) {
             place.next();
-            tile += S::KT;
+            tile += d.tiles;
             if (tile < d.end)
                 return false;
             tile = d.begin;
@@ -39,7 +39,7 @@ template <class S> class decode_producer {
         }
     };
 
-    using copies = strip_copies<S::BITS, S::GROUPS * S::SLOTS, S::STRIP>;
+    using copies = strip_copies<S::BITS, S::GROUPS * S::SLOTS>;
 
     /* Of the strips of a block; of a gated pair, of the gate (slot 0) or of W (slot 1). */
     __device__ __forceinline__ copies copies_of(int of, int slot) const {
@@ -49,25 +49,22 @@ template <class S> class decode_producer {
 
         return copies(
             gated && slot == 0 ? cta.launch.gate : cta.launch.w, block.strip,
-            gated ? block.first : block.strips, cta.begin, cta.ring + S::CODES + index * S::STRIP,
-            cta.ring + S::scales_at(cta.strips) + index * cta.launch.slots * FQ_CUDA_SCALE_BYTES,
-            cta.ring + S::zeros_at(cta.strips, cta.launch.slots) +
-                index * cta.launch.slots * FQ_CUDA_ZERO_BYTES,
-            cta.launch.slots);
+            gated ? block.first : block.strips, cta.begin, cta.codes_of(index),
+            cta.tiles * S::TILE, cta.scales_of(index), cta.zeros_of(index), cta.launch.slots);
     }
 
-    /* X straight from its rows, on 16 bytes: a lane has the same 16-byte piece of every few rows,
-     * ROW_STEP of them apart. */
-    static constexpr int PIECES = S::KT * 8, ROWS_AT_ONCE = 32 / PIECES;
+    /* X straight from its rows, on 16 bytes: of two tiles, a lane has the same 16-byte piece of
+     * every few rows, ROW_STEP of them apart. */
+    static constexpr int PIECES = 2 * 8, ROWS_AT_ONCE = 32 / PIECES;
     static constexpr int ROW_STEP = ROWS_AT_ONCE * S::ROW_WARPS;
     static constexpr int ROW_LOADS = S::DIRECT ? S::N / ROW_STEP : 1;
 
-    __device__ __forceinline__ void
-    put_rows(const cursor &at, const uint16_t *const (&rows)[ROW_LOADS], uint32_t to) const {
-        const int k = at.tile * FQ_CUDA_TILE + cta.lane % PIECES * 8;
+    /* Of two tiles, from one on. */
+    __device__ __forceinline__ void put_rows(int tile, const uint16_t *const (&rows)[ROW_LOADS],
+                                             uint32_t to) const {
+        const int k = tile * FQ_CUDA_TILE + cta.lane % PIECES * 8;
 
-        to += at.place.stage * cta.stage_bytes;
-        if ((at.tile + S::KT) * FQ_CUDA_TILE <= cta.launch.w.k) {
+        if ((tile + 2) * FQ_CUDA_TILE <= cta.launch.w.k) {
 #pragma unroll
             for (int i = 0; i < ROW_LOADS; i++)
                 if (i * ROW_STEP < cta.launch.m)
@@ -80,14 +77,13 @@ template <class S> class decode_producer {
                 if (i * ROW_STEP < cta.launch.m)
                     cp_async_16(to + i * ROW_STEP * S::X_PITCH, rows[i] + (bytes ? k : 0), bytes);
         }
-        mbarrier_arrive_copies(cta.full_of(at.place));
     }
 
     /* The arranged X of a stage. */
     __device__ __forceinline__ void put_arranged(const cursor &at) const {
         bulk_copy(cta.ring + at.place.stage * cta.stage_bytes,
                   static_cast<const uint8_t *>(cta.launch.arranged) + (int64_t)at.tile * S::X_TILE,
-                  min(S::KT, cta.end - at.tile) * S::X_TILE, cta.full_of(at.place));
+                  min(cta.tiles, cta.end - at.tile) * S::X_TILE, cta.full_of(at.place));
     }
 
     /*
@@ -107,7 +103,7 @@ template <class S> class decode_producer {
         }
         /* The next stage, and, by the thread that puts scales, X beside it. */
         __device__ __forceinline__ void put() {
-            const int tiles = min(S::KT, d.end - at.tile);
+            const int tiles = min(d.tiles, d.end - at.tile);
             const uint32_t barrier = d.full_of(at.place);
             const uint32_t stage = at.place.stage * d.stage_bytes;
             const uint32_t groups_one = one.groups_of(tiles), groups_two = two.groups_of(tiles);
@@ -195,8 +191,13 @@ template <class S> class decode_producer {
             rows[i] = static_cast<const uint16_t *>(
                 cta.launch.x_rows[min(i * ROW_STEP + first, cta.launch.m - 1)]);
         for (; at.valid(cta); at.next(cta)) {
+            const uint32_t stage = to + at.place.stage * cta.stage_bytes;
+            const int tiles = min(cta.tiles, cta.end - at.tile);
+
             mbarrier_wait(cta.empty_of(at.place), at.place.parity ^ 1);
-            put_rows(at, rows, to);
+            for (int i = 0; i < tiles; i += 2)
+                put_rows(at.tile + i, rows, stage + i / 2 * S::X_PAIR);
+            mbarrier_arrive_copies(cta.full_of(at.place));
         }
     }
 };

@@ -27,14 +27,12 @@ template <class S, class T> class decode_summer {
                                               int slot, const fq_cuda_matrix &w)
             : bf16_scales(w.scale_bf16 != 0), has_zeros(w.zeros != nullptr), groups(w, d.begin) {
             const int index = d.thread / 128 + slot * block.first, warp = d.thread / 32 % 4;
-            const int pair = warp * 8 + d.lane / 4, slots = d.launch.slots;
+            const int pair = warp * 8 + d.lane / 4;
 
-            codes = d.ring + S::CODES + index * S::STRIP + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
+            codes = d.codes_of(index) + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
                     lane_offset<S::BITS>(d.lane);
-            scales =
-                d.ring + S::scales_at(d.strips) + index * slots * FQ_CUDA_SCALE_BYTES + pair * 4;
-            zeros = d.ring + S::zeros_at(d.strips, slots) + index * slots * FQ_CUDA_ZERO_BYTES +
-                    pair * 2;
+            scales = d.scales_of(index) + pair * 4;
+            zeros = d.zeros_of(index) + pair * 2;
         }
 
         /* Of the group that a step of the stage belongs to; the stage starts `stage` bytes behind
@@ -75,7 +73,7 @@ template <class S, class T> class decode_summer {
         uint32_t x[TILES][S::N / 8][4]; /* two steps */
         float part[TILES][SLOTS][S::N / 8][4];
 
-        x_place += stage + of * 128;
+        x_place += stage + of / 2 * S::X_PAIR + of % 2 * 128;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -173,27 +171,30 @@ template <class S, class T> class decode_summer {
     __device__ __forceinline__ void sum_tiles(strip_sums (&sums)[S::SLOTS],
                                               slot_place (&at)[S::SLOTS], ring_place &place) const {
         /* tiles at a time, by the registers there are */
-        constexpr int TOGETHER = S::N <= 16 && SEGMENTS == 1 ? S::KT : 1;
+        constexpr int TOGETHER = S::N <= 16 && SEGMENTS == 1 && S::BITS != 8 ? 2 : 1;
 
-        for (int tile = cta.begin; tile < cta.end; tile += S::KT, place.next()) {
+        for (int tile = cta.begin; tile < cta.end; tile += cta.tiles, place.next()) {
             const uint32_t stage = place.stage * cta.stage_bytes;
+            const int tiles = min(cta.tiles, cta.end - tile);
 
             mbarrier_wait(cta.full_of(place), place.parity);
             if constexpr (!S::DIRECT) {
-                for (int of = 0; of < S::KT && tile + of < cta.end; of++)
+                for (int of = 0; of < tiles; of++)
 #pragma unroll
                     for (int s = 0; s < SLOTS; s++)
                         sum_tile<SEGMENTS, ZEROS>(sums[s], at[s], stage, of, x);
-            } else if (TOGETHER > 1 && tile + TOGETHER <= cta.end) {
-                sum_tiles_directly<SLOTS, TOGETHER, SEGMENTS, ZEROS>(sums, at, stage, 0, x);
             } else {
-                for (int of = 0; of < S::KT && tile + of < cta.end; of++)
+                int of = 0;
+
+                for (; of + TOGETHER <= tiles; of += TOGETHER)
+                    sum_tiles_directly<SLOTS, TOGETHER, SEGMENTS, ZEROS>(sums, at, stage, of, x);
+                if (of < tiles)
                     sum_tiles_directly<SLOTS, 1, SEGMENTS, ZEROS>(sums, at, stage, of, x);
             }
             cta.release(place);
 #pragma unroll
             for (int s = 0; s < SLOTS; s++)
-                at[s].groups.advance(S::KT * FQ_CUDA_STEPS);
+                at[s].groups.advance(cta.tiles * FQ_CUDA_STEPS);
         }
     }
 
@@ -236,7 +237,7 @@ template <class S, class T> class decode_summer {
                 const uint32_t scale = at[slot].load_scales(stage, of * FQ_CUDA_STEPS);
                 const uint32_t x_place = x + stage / 16 + of * (S::X_TILE / 16);
                 /* with this stage: its last tile, or K's */
-                const bool done = slot == LAST && (of + 1 == S::KT || item + i + 1 == items);
+                const bool done = slot == LAST && (of + 1 == cta.tiles || item + i + 1 == items);
 
 #pragma unroll
                 for (int step = 0; step < FQ_CUDA_STEPS; step++)
@@ -255,7 +256,7 @@ template <class S, class T> class decode_summer {
                     stage = place.stage * cta.stage_bytes;
 #pragma unroll
                     for (int s = 0; s < SLOTS; s++)
-                        at[s].groups.advance(S::KT * FQ_CUDA_STEPS);
+                        at[s].groups.advance(cta.tiles * FQ_CUDA_STEPS);
                 }
                 if (item + i + 1 < items) {
                     if (done)
@@ -289,7 +290,7 @@ template <class S, class T> class decode_summer {
 
     /* A warpgroup without a strip only lets the stages go. */
     __device__ __forceinline__ void skip_block(ring_place &place) const {
-        for (int tile = cta.begin; tile < cta.end; tile += S::KT, place.next()) {
+        for (int tile = cta.begin; tile < cta.end; tile += cta.tiles, place.next()) {
             mbarrier_wait(cta.full_of(place), place.parity);
             cta.release(place);
         }

@@ -83,8 +83,15 @@ static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
     const bool zeros = args.w.zeros || (gated && args.gate.zeros);
     const int fixed = 1024 + 16 + S::OUT + S::IN;
 
-    args.stage_bytes = S::stage_bytes(args.block_strips * (gated ? 2 : 1), args.slots, zeros);
-    args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);
+    /* Long stages are few copies, each of which costs the producer some 100 cycles. */
+    for (args.stage_tiles = 8;; args.stage_tiles -= 2) {
+        args.slots = slots_within(args, args.stage_tiles, 2);
+        args.stage_bytes = S::stage_bytes(args.stage_tiles, args.block_strips * (gated ? 2 : 1),
+                                          args.slots, zeros);
+        args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);
+        if (args.stage_tiles == 2 || args.stages >= 4)
+            break;
+    }
     args.stages = args.stages > 16 ? 16 : args.stages;
     return launch_overlapped(hopper_decode<S, T>, dim3(args.clusters * FQ_CUDA_DECODE_SPLIT),
                              S::THREADS, fixed + args.stages * (args.stage_bytes + 16),

@@ -32,6 +32,7 @@ template <int N_, int BITS_> struct prefill_shape {
     static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
     static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
+    static constexpr int STAGES = N == 256 ? 4 : 8;
     /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
     static constexpr int CODES = N * 128, SCALES = CODES + GROUPS * TILE;
     /* Where sums change their order on the way out: some rows of X by one strip, a warpgroup. */
@@ -64,6 +65,9 @@ template <class S, class T> class prefiller {
     const uint32_t ring, full, empty, out; /* in shared memory */
     const int stage_bytes, zeros_at;
     const int worker, half, thread, lane, group;
+    /* Of lanes 0 and 1, the first stage's empty barrier in either CTA; 0 of the others. */
+    const uint32_t releases;
+    using place_in_ring = known_ring_place<S::STAGES>;
 
     /* A block's place: blocks go down W first, so that workers side by side share rows of X. */
     __device__ __forceinline__ int block_m0(int block) const {
@@ -84,14 +88,14 @@ template <class S, class T> class prefiller {
         return strip < w->strips;
     }
 
-    __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
-        return full + place.stage * 8;
+    __device__ __forceinline__ uint32_t full_of(const place_in_ring &place) const {
+        return full + place.stage() * 8;
     }
-    __device__ __forceinline__ uint32_t empty_of(const ring_place &place) const {
-        return empty + place.stage * 8;
+    __device__ __forceinline__ uint32_t empty_of(const place_in_ring &place) const {
+        return empty + place.stage() * 8;
     }
 
-    using copies = strip_copies<S::BITS, S::GROUPS, S::TILE>;
+    using copies = strip_copies<S::BITS, S::GROUPS>;
 
     /* Of the strips of a CTA's part of a block, from a tile on; of a gated pair, of the gate (slot
      * 0) or of W (slot 1). */
@@ -102,7 +106,7 @@ template <class S, class T> class prefiller {
 
         if (!gated && count)
             count = min(S::GROUPS, w->strips - strip);
-        return copies(*w, strip, count, segment.begin, ring + S::CODES + slot * S::TILE,
+        return copies(*w, strip, count, segment.begin, ring + S::CODES + slot * S::TILE, S::TILE,
                       ring + S::SCALES + slot * launch.slots * FQ_CUDA_SCALE_BYTES,
                       ring + zeros_at + slot * launch.slots * FQ_CUDA_ZERO_BYTES, launch.slots);
     }
@@ -110,16 +114,16 @@ template <class S, class T> class prefiller {
     /* The stages of a segment, a tile of K each; by a thread. */
     template <bool GATED>
     __device__ __forceinline__ void put_segment(const fq_cuda_segment &segment, const void *map,
-                                                ring_place &place) const {
+                                                place_in_ring &place) const {
         constexpr int ROWS = S::N / FQ_CUDA_CLUSTER; /* of X, that this CTA sends to both */
         const int row = block_m0(segment.block) + half * ROWS;
         copies one = copies_of(segment, 0), two = copies_of(segment, GATED);
 
         for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
-            const uint32_t barrier = full_of(place), stage = place.stage * stage_bytes;
+            const uint32_t barrier = full_of(place), stage = place.stage() * stage_bytes;
             const uint32_t groups_one = one.groups_of(1), groups_two = two.groups_of(1);
 
-            mbarrier_wait(empty_of(place), place.parity ^ 1);
+            mbarrier_wait(empty_of(place), place.parity() ^ 1);
             mbarrier_expect(barrier,
                             S::N * 128 + one.code_bytes(1) + one.scale_bytes(groups_one) +
                                 (GATED ? two.code_bytes(1) + two.scale_bytes(groups_two) : 0));
@@ -157,22 +161,23 @@ template <class S, class T> class prefiller {
         }
     };
 
-    /* How a matrix's scales and zero points are to be read. */
-    struct matrix_kind {
-        bool bf16_scales, zeros;
-        float factor; /* of the scales */
+    /* How a matrix's scales are to be read, and by what to multiply them. */
+    struct scale_kind {
+        bool bf16;
+        float factor;
     };
 
     /* stage: bytes from the first stage to this one. */
+    template <bool ZEROS>
     __device__ __forceinline__ void load_terms(group_terms &terms, const lane_place &at,
                                                uint32_t stage, int slot,
-                                               const matrix_kind &kind) const {
+                                               const scale_kind &kind) const {
         const float2 scale =
-            unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), kind.bf16_scales);
+            unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), kind.bf16);
 
         terms.low = scale_pair<T>(scale.x * kind.factor);
         terms.high = scale_pair<T>(scale.y * kind.factor);
-        if (kind.zeros)
+        if (ZEROS)
             terms.zero =
                 unpack_zeros<S::BITS, T>(lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
     }
@@ -182,16 +187,18 @@ template <class S, class T> class prefiller {
 
     /* From the codes and scales in a stage.  SEGMENTS: parts of the tile that may differ in scale.
      */
-    template <int SEGMENTS>
+    template <int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void dequantize(fragments &a, const lane_place &at, uint32_t stage,
-                                               const matrix_kind &kind, const group_phase &groups,
-                                               group_terms &terms) const {
+                                               const scale_kind &kind,
+                                               const group_phase &groups) const {
         const lane_codes<S::BITS> codes = load_codes<S::BITS>(at.codes + stage);
+        group_terms terms;
 
+        terms.zero = middle_zeros<S::BITS, T>();
 #pragma unroll
         for (int step = 0; step < FQ_CUDA_STEPS; step++) {
             if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
-                load_terms(terms, at, stage, groups.slot(step), kind);
+                load_terms<ZEROS>(terms, at, stage, SEGMENTS == 1 ? 0 : groups.slot(step), kind);
             fragment<S::BITS, T>(a[step], codes, step, terms.zero);
             a[step][0] = terms.low.times(a[step][0]);
             a[step][1] = terms.high.times(a[step][1]);
@@ -200,12 +207,11 @@ template <class S, class T> class prefiller {
         }
     }
 
-    __device__ __forceinline__ void release(int stage) const {
+    /* By a warp that is done with the count-th stage, for both CTAs. */
+    __device__ __forceinline__ void release(uint32_t count) const {
         __syncwarp();
-        if (lane == 0) {
-            mbarrier_arrive(empty + stage * 8);
-            mbarrier_arrive_at(empty + stage * 8, half ^ 1);
-        }
+        if (releases)
+            mbarrier_arrive_there(releases + count % S::STAGES * 8);
     }
 
     /*
@@ -244,65 +250,70 @@ template <class S, class T> class prefiller {
      * short: nothing happens in it but the wait, and a stage is released once the next tile is
      * queued.
      */
-    template <int SEGMENTS>
+    template <int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void
     sum_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment, const fq_cuda_matrix &w,
-              float factor, ring_place &place) const {
-        group_terms terms;
+              float factor, place_in_ring &place) const {
         group_phase groups(w, segment.begin);
         fragments a[2];
         const lane_place at(*this);
-        const matrix_kind kind = {w.scale_bf16 != 0, w.zeros != nullptr, factor};
-        uint32_t stage = place.stage * stage_bytes;
-        int previous = -1;
+        const scale_kind kind = {w.scale_bf16 != 0, factor};
+        const uint32_t first = place.count, end = first + (segment.end - segment.begin);
 
-        terms.zero = middle_zeros<S::BITS, T>();
-        mbarrier_wait(full_of(place), place.parity);
-        dequantize<SEGMENTS>(a[0], at, stage, kind, groups, terms);
-        for (int tile = segment.begin; tile < segment.end; tile += 2) {
+        mbarrier_wait(full_of(place), place.parity());
+        dequantize<SEGMENTS, ZEROS>(a[0], at, place.stage() * stage_bytes, kind, groups);
+        while (place.count != end) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                if (tile + i >= segment.end)
+                if (i == 1 && place.count == end)
                     break;
-                const int here = place.stage;
-
                 await_turn();
-                multiply(sums, a[i], at.x + stage / 16);
+                multiply(sums, a[i], at.x + place.stage() * (stage_bytes / 16));
                 pass_turn();
-                if (previous >= 0)
-                    release(previous);
-                previous = here;
+                if (i == 1 || place.count != first)
+                    release(place.count - 1);
                 place.next();
-                if (tile + i + 1 < segment.end) {
-                    stage = place.stage * stage_bytes;
-                    mbarrier_wait(full_of(place), place.parity);
-                    groups.advance(FQ_CUDA_STEPS);
-                    dequantize<SEGMENTS>(a[1 - i], at, stage, kind, groups, terms);
+                if (place.count != end) {
+                    mbarrier_wait(full_of(place), place.parity());
+                    if (SEGMENTS > 1)
+                        groups.advance(FQ_CUDA_STEPS);
+                    dequantize<SEGMENTS, ZEROS>(a[1 - i], at, place.stage() * stage_bytes, kind,
+                                                groups);
                 }
                 wgmma_wait<0>();
             }
         }
-        release(previous);
+        release(place.count - 1);
         settle(sums);
+    }
+
+    template <bool ZEROS>
+    __device__ __forceinline__ void
+    sum_any_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment,
+                  const fq_cuda_matrix &w, float factor, place_in_ring &place) const {
+        if (w.slots_log2 == 0)
+            sum_tiles<1, ZEROS>(sums, segment, w, factor, place);
+        else if (w.slots_log2 == 1)
+            sum_tiles<2, ZEROS>(sums, segment, w, factor, place);
+        else
+            sum_tiles<4, ZEROS>(sums, segment, w, factor, place);
     }
 
     __device__ __forceinline__ void sum_segment(float (&sums)[S::QUADS * 4],
                                                 const fq_cuda_segment &segment,
                                                 const fq_cuda_matrix &w, bool present, float factor,
-                                                ring_place &place) const {
+                                                place_in_ring &place) const {
         if (!present) {
             for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
-                mbarrier_wait(full_of(place), place.parity);
+                mbarrier_wait(full_of(place), place.parity());
                 await_turn();
                 pass_turn();
-                release(place.stage);
+                release(place.count);
             }
-        } else if (w.slots_log2 == 0) {
-            sum_tiles<1>(sums, segment, w, factor, place);
-        } else if (w.slots_log2 == 1) {
-            sum_tiles<2>(sums, segment, w, factor, place);
+        } else if (w.zeros) {
+            sum_any_tiles<true>(sums, segment, w, factor, place);
         } else {
-            sum_tiles<4>(sums, segment, w, factor, place);
+            sum_any_tiles<false>(sums, segment, w, factor, place);
         }
     }
 
@@ -374,15 +385,16 @@ template <class S, class T> class prefiller {
 
   public:
     __device__ __forceinline__ prefiller(const fq_cuda_launch &l, uint32_t shared)
-        : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
-          empty(full + l.stages * 8), out(empty + l.stages * 8), stage_bytes(l.stage_bytes),
+        : launch(l), ring(shared), full(shared + S::STAGES * l.stage_bytes),
+          empty(full + S::STAGES * 8), out(empty + S::STAGES * 8), stage_bytes(l.stage_bytes),
           zeros_at(S::SCALES + S::GROUPS * l.slots * FQ_CUDA_SCALE_BYTES),
           worker(blockIdx.x / FQ_CUDA_CLUSTER), half(blockIdx.x % FQ_CUDA_CLUSTER),
-          thread(threadIdx.x), lane(threadIdx.x % 32), group(threadIdx.x / 128) {
+          thread(threadIdx.x), lane(threadIdx.x % 32), group(threadIdx.x / 128),
+          releases(lane < FQ_CUDA_CLUSTER ? cluster_address(empty, lane) : 0) {
     }
 
     __device__ __forceinline__ void init_barriers() const {
-        for (int i = 0; i < launch.stages; i++) {
+        for (int i = 0; i < S::STAGES; i++) {
             mbarrier_init(full + i * 8, 1);
             mbarrier_init(empty + i * 8, S::CONSUMERS / 32 * FQ_CUDA_CLUSTER);
         }
@@ -391,7 +403,7 @@ template <class S, class T> class prefiller {
 
     /* By a thread. */
     __device__ __forceinline__ void produce(const void *map) const {
-        ring_place place(launch.stages);
+        place_in_ring place;
         fq_cuda_segment segment;
 
         grid_wait();
@@ -404,7 +416,7 @@ template <class S, class T> class prefiller {
     }
 
     __device__ __forceinline__ void consume() {
-        ring_place place(launch.stages);
+        place_in_ring place;
         fq_cuda_segment segment;
 
         grid_wait();
@@ -471,11 +483,10 @@ static cudaError_t queue_prefill(fq_cuda_launch args, const CUtensorMap &map, cu
     bool zeros = args.w.zeros || (args.gate.codes && args.gate.zeros);
     const int fixed = 1024 + S::GROUPS * S::OUT;
 
+    args.slots = slots_within(args, 1, 1);
     args.stage_bytes = S::stage_bytes(args.slots, zeros);
-    args.stages = ((226 << 10) - fixed) / (args.stage_bytes + 16);
-    args.stages = args.stages > 16 ? 16 : args.stages;
     return launch_overlapped(hopper_prefill<S, T>, dim3(args.shares.workers * FQ_CUDA_CLUSTER),
-                             S::THREADS, fixed + args.stages * (args.stage_bytes + 16),
+                             S::THREADS, fixed + S::STAGES * (args.stage_bytes + 16),
                              FQ_CUDA_CLUSTER, stream, args, map);
 }
 
@@ -506,7 +517,7 @@ template <int BITS> static cudaError_t prepare_prefill_any() {
 
     for (const void *kernel : kernels) {
         cudaError_t error =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 << 10);
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 << 10);
 
         if (error != cudaSuccess)
             return error;

@@ -45,6 +45,32 @@ static __device__ __forceinline__ void settle(uint32_t (&v)[4]) {
     asm volatile("" : "+r"(v[0]), "+r"(v[1]), "+r"(v[2]), "+r"(v[3])::"memory");
 }
 
+/* The groups that a row of a matrix has within `tiles` tiles, at most, where they start at a
+ * multiple of `aligned` tiles. */
+static inline int slots_within(const fq_cuda_matrix &w, int tiles, int aligned) {
+    const int steps = tiles * FQ_CUDA_STEPS;
+    int common = aligned * FQ_CUDA_STEPS, latest; /* the latest start within a group */
+
+    if (w.groups == 1)
+        return 1;
+    for (int a = w.group_steps; a;) { /* the greatest common divisor */
+        const int rest = common % a;
+
+        common = a;
+        a = rest;
+    }
+    latest = w.group_steps - common;
+    return (latest + steps - 1) / w.group_steps + 1;
+}
+
+/* Of a launch's one or two matrices. */
+static inline int slots_within(const fq_cuda_launch &launch, int tiles, int aligned) {
+    const int slots = slots_within(launch.w, tiles, aligned);
+    const int gate = launch.gate.codes ? slots_within(launch.gate, tiles, aligned) : 0;
+
+    return slots > gate ? slots : gate;
+}
+
 /* The place in a ring, counted on by producer and consumers alike. */
 struct ring_place {
     int stage;
@@ -61,13 +87,30 @@ struct ring_place {
     }
 };
 
+/* The same of a ring whose number of stages, a power of two, the compiler knows. */
+template <int STAGES> struct known_ring_place {
+    uint32_t count; /* of stages so far */
+
+    __device__ __forceinline__ known_ring_place() : count(0) {
+    }
+    __device__ __forceinline__ uint32_t stage() const {
+        return count % STAGES;
+    }
+    __device__ __forceinline__ uint32_t parity() const {
+        return count / STAGES & 1;
+    }
+    __device__ __forceinline__ void next() {
+        count++;
+    }
+};
+
 /*
  * Where a walk along K is within its group.  A stage's scales start with those of the group that
  * its first step is in, slot 0.
  */
 struct group_phase {
     int phase, steps; /* steps into the group, of so many */
-    uint32_t inverse; /* of steps: what is divided here is less than steps + 16, hence exact */
+    uint32_t inverse; /* of steps: what is divided here is less than steps + 32, hence exact */
 
     __device__ __forceinline__ group_phase(const fq_cuda_matrix &w, int tile)
         : phase(tile * FQ_CUDA_STEPS % w.group_steps), steps(w.group_steps),
@@ -87,27 +130,27 @@ struct group_phase {
 };
 
 /*
- * The copies of some strips of a matrix, MOST at most, whose codes are PITCH bytes apart in a
+ * The copies of some strips of a matrix, MOST at most, whose codes are `pitch` bytes apart in a
  * stage: queued stage after stage by one thread.  What a stage costs here, all of it costs: a
  * kernel cannot be faster than this, so nothing is computed that the last stage could leave behind.
  */
-template <int BITS, int MOST, int PITCH> struct strip_copies {
+template <int BITS, int MOST> struct strip_copies {
     const uint8_t *codes, *scales, *zeros; /* of the first strip and the next stage */
     int count;
     uint32_t codes_stride, groups_stride;   /* to the next strip: bytes; groups */
     uint32_t to_codes, to_scales, to_zeros; /* in a stage, `slots` groups a strip */
-    uint32_t slots;
+    uint32_t pitch, slots;
     group_phase groups;
 
     /* Strips strip.. of a matrix, from a tile on. */
     __device__ __forceinline__ strip_copies(const fq_cuda_matrix &w, int strip, int strips,
-                                            int tile, uint32_t codes_to, uint32_t scales_to,
-                                            uint32_t zeros_to, int group_slots)
+                                            int tile, uint32_t codes_to, uint32_t codes_pitch,
+                                            uint32_t scales_to, uint32_t zeros_to, int group_slots)
         : codes(w.codes + ((int64_t)strip * w.tiles + tile) * FQ_CUDA_TILE_BYTES(BITS)),
           scales(w.scales), zeros(w.zeros), count(strips),
           codes_stride(w.tiles * FQ_CUDA_TILE_BYTES(BITS)), groups_stride(w.groups),
-          to_codes(codes_to), to_scales(scales_to), to_zeros(zeros_to), slots(group_slots),
-          groups(w, tile) {
+          to_codes(codes_to), to_scales(scales_to), to_zeros(zeros_to),
+          pitch(codes_pitch), slots(group_slots), groups(w, tile) {
         const int64_t group = (int64_t)strip * w.groups + tile * FQ_CUDA_STEPS / w.group_steps;
 
         scales += group * FQ_CUDA_SCALE_BYTES;
@@ -134,7 +177,7 @@ template <int BITS, int MOST, int PITCH> struct strip_copies {
         for (int i = 0; i < MOST; i++) {
             if (i >= count)
                 break;
-            bulk_copy(to_codes + stage + i * PITCH, codes + (uint64_t)codes_stride * i, bytes,
+            bulk_copy(to_codes + stage + i * pitch, codes + (uint64_t)codes_stride * i, bytes,
                       barrier);
         }
         codes += bytes;
@@ -163,30 +206,46 @@ template <int BITS, int MOST, int PITCH> struct strip_copies {
     }
 };
 
+/* v += the first `count` of COUNT (4 or 8) elements. */
+template <class T, int COUNT>
+static __device__ __forceinline__ void add_residual(float (&v)[COUNT],
+                                                    const typename T::type *residual, int count) {
+    if (count >= COUNT && (reinterpret_cast<uintptr_t>(residual) & (COUNT * 2 - 1)) == 0) {
+        uint2 all[COUNT / 4];
+
+#pragma unroll
+        for (int i = 0; i < COUNT / 4; i++)
+            all[i] = reinterpret_cast<const uint2 *>(residual)[i];
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            v[i] += T::widen(reinterpret_cast<const typename T::type *>(all)[i]);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        if (i < count)
+            v[i] += T::widen(residual[i]);
+}
+
 /*
  * COUNT (4 or 8) results of one row of X, from n on: finished from their sums, and stored.  gate:
  * the sums of the gate's rows; of no use without a gate.
  */
 template <class T, int COUNT>
-static __device__ __forceinline__ void
-store_run(const fq_cuda_launch &launch, const float (&sums)[COUNT], const float (&gate)[COUNT],
-          void *y_row, const void *residual, int n) {
+static __device__ __forceinline__ void store_run(const fq_cuda_launch &launch, float (&v)[COUNT],
+                                                 float (&gate)[COUNT], void *y_row,
+                                                 const void *residual, int n) {
     typename T::type *y = static_cast<typename T::type *>(y_row) + n;
-    float v[COUNT];
+    const int count = launch.w.n - n; /* that there are; perhaps more than COUNT */
     uint32_t packed[COUNT / 2];
 
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-        v[i] = n + i < launch.w.n ? finish(launch, sums[i], gate[i], n + i) : 0.0f;
+    finish(launch, v, gate, n);
     if (residual)
-#pragma unroll
-        for (int i = 0; i < COUNT; i++)
-            if (n + i < launch.w.n)
-                v[i] += T::widen(static_cast<const typename T::type *>(residual)[n + i]);
+        add_residual<T>(v, static_cast<const typename T::type *>(residual) + n, count);
 #pragma unroll
     for (int i = 0; i < COUNT; i += 2)
         packed[i / 2] = T::pack(v[i], v[i + 1]);
-    if (n + COUNT <= launch.w.n && (reinterpret_cast<uintptr_t>(y) & (COUNT * 2 - 1)) == 0) {
+    if (count >= COUNT && (reinterpret_cast<uintptr_t>(y) & (COUNT * 2 - 1)) == 0) {
         if constexpr (COUNT == 8)
             *reinterpret_cast<uint4 *>(y) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
         else
@@ -195,7 +254,7 @@ store_run(const fq_cuda_launch &launch, const float (&sums)[COUNT], const float 
     }
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-        if (n + i < launch.w.n)
+        if (i < count)
             reinterpret_cast<uint16_t *>(y)[i] = (uint16_t)(packed[i / 2] >> (16 * (i & 1)));
 }
 

@@ -54,6 +54,11 @@ static __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint
                  : "memory");
 }
 
+/* The same at a cluster_address(). */
+static __device__ __forceinline__ void mbarrier_arrive_there(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 /* One arrival once the cp.async of this thread so far are done. */
 static __device__ __forceinline__ void mbarrier_arrive_copies(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");

@@ -41,8 +41,6 @@
 #define FQ_CUDA_DECODE_SLOTS  2  /* strips of each */
 #define FQ_CUDA_DIRECT_ROWS   32 /* of X, that are taken as they lie */
 
-#define FQ_CUDA_DECODE_STAGE_TILES(bits) ((bits) == 8 ? 1 : 2) /* along K */
-
 /* The first tile of K that is the part-th CTA's: an even one. */
 static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
     int pairs = (tiles + 1) / 2, tile = pairs * part / FQ_CUDA_DECODE_SPLIT * 2;
