@@ -80,6 +80,8 @@ static __device__ __forceinline__ void activate(float (&v)[COUNT], int activatio
             v[i] = activate(v[i], which);
     };
 
+    if (activation == FQ_ACTIVATION_NONE) /* ahead of a table of jumps */
+        return;
     switch (activation) {
     case FQ_ACTIVATION_RELU:
         each(FQ_ACTIVATION_RELU);

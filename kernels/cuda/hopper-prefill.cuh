@@ -32,7 +32,7 @@ template <int N_, int BITS_> struct prefill_shape {
     static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
     static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
-    static constexpr int STAGES = N == 256 ? 4 : 8;
+    static constexpr int STAGES = N == 128 ? 8 : BITS == 8 ? 4 : 5;
     /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
     static constexpr int CODES = N * 128, SCALES = CODES + GROUPS * TILE;
     /* Where sums change their order on the way out: some rows of X by one strip, a warpgroup. */
@@ -89,10 +89,10 @@ template <class S, class T> class prefiller {
     }
 
     __device__ __forceinline__ uint32_t full_of(const place_in_ring &place) const {
-        return full + place.stage() * 8;
+        return full + place.stage * 8;
     }
     __device__ __forceinline__ uint32_t empty_of(const place_in_ring &place) const {
-        return empty + place.stage() * 8;
+        return empty + place.stage * 8;
     }
 
     using copies = strip_copies<S::BITS, S::GROUPS>;
@@ -120,10 +120,10 @@ template <class S, class T> class prefiller {
         copies one = copies_of(segment, 0), two = copies_of(segment, GATED);
 
         for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
-            const uint32_t barrier = full_of(place), stage = place.stage() * stage_bytes;
+            const uint32_t barrier = full_of(place), stage = place.stage * stage_bytes;
             const uint32_t groups_one = one.groups_of(1), groups_two = two.groups_of(1);
 
-            mbarrier_wait(empty_of(place), place.parity() ^ 1);
+            mbarrier_wait(empty_of(place), place.parity ^ 1);
             mbarrier_expect(barrier,
                             S::N * 128 + one.code_bytes(1) + one.scale_bytes(groups_one) +
                                 (GATED ? two.code_bytes(1) + two.scale_bytes(groups_two) : 0));
@@ -207,11 +207,11 @@ template <class S, class T> class prefiller {
         }
     }
 
-    /* By a warp that is done with the count-th stage, for both CTAs. */
-    __device__ __forceinline__ void release(uint32_t count) const {
+    /* By a warp that is done with a stage, for both CTAs. */
+    __device__ __forceinline__ void release(uint32_t stage) const {
         __syncwarp();
         if (releases)
-            mbarrier_arrive_there(releases + count % S::STAGES * 8);
+            mbarrier_arrive_there(releases + stage * 8);
     }
 
     /*
@@ -258,32 +258,35 @@ template <class S, class T> class prefiller {
         fragments a[2];
         const lane_place at(*this);
         const scale_kind kind = {w.scale_bf16 != 0, factor};
-        const uint32_t first = place.count, end = first + (segment.end - segment.begin);
+        int left = segment.end - segment.begin;
+        bool at_first = true;
 
-        mbarrier_wait(full_of(place), place.parity());
-        dequantize<SEGMENTS, ZEROS>(a[0], at, place.stage() * stage_bytes, kind, groups);
-        while (place.count != end) {
+        mbarrier_wait(full_of(place), place.parity);
+        dequantize<SEGMENTS, ZEROS>(a[0], at, place.stage * stage_bytes, kind, groups);
+        while (left > 0) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                if (i == 1 && place.count == end)
+                if (i == 1 && left == 0)
                     break;
                 await_turn();
-                multiply(sums, a[i], at.x + place.stage() * (stage_bytes / 16));
+                multiply(sums, a[i], at.x + place.stage * (stage_bytes / 16));
                 pass_turn();
-                if (i == 1 || place.count != first)
-                    release(place.count - 1);
+                if (i == 1 || !at_first)
+                    release(place.stage_before());
+                at_first = false;
+                left--;
                 place.next();
-                if (place.count != end) {
-                    mbarrier_wait(full_of(place), place.parity());
+                if (left > 0) {
+                    mbarrier_wait(full_of(place), place.parity);
                     if (SEGMENTS > 1)
                         groups.advance(FQ_CUDA_STEPS);
-                    dequantize<SEGMENTS, ZEROS>(a[1 - i], at, place.stage() * stage_bytes, kind,
+                    dequantize<SEGMENTS, ZEROS>(a[1 - i], at, place.stage * stage_bytes, kind,
                                                 groups);
                 }
                 wgmma_wait<0>();
             }
         }
-        release(place.count - 1);
+        release(place.stage_before());
         settle(sums);
     }
 
@@ -305,10 +308,10 @@ template <class S, class T> class prefiller {
                                                 place_in_ring &place) const {
         if (!present) {
             for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
-                mbarrier_wait(full_of(place), place.parity());
+                mbarrier_wait(full_of(place), place.parity);
                 await_turn();
                 pass_turn();
-                release(place.count);
+                release(place.stage);
             }
         } else if (w.zeros) {
             sum_any_tiles<true>(sums, segment, w, factor, place);
@@ -364,7 +367,7 @@ template <class S, class T> class prefiller {
                 }
             }
             meet();
-            for (int i = thread % threads; i < S::OUT_ROWS * 8; i += threads) {
+            for (int i = thread & (threads - 1); i < S::OUT_ROWS * 8; i += threads) {
                 int row = i / 8, n = n0 + i % 8 * 8;
                 int64_t m = row0 + row;
                 uint32_t at = row * S::OUT_PITCH + i % 8 * 32;
@@ -419,6 +422,9 @@ template <class S, class T> class prefiller {
         place_in_ring place;
         fq_cuda_segment segment;
 
+        /* of the matrix that all strips of this warpgroup are of */
+        const float factor = scale_factor(launch.gate.codes && group == 0 ? launch.gate : launch.w);
+
         grid_wait();
         if (group == 1)
             pass_turn();
@@ -427,7 +433,6 @@ template <class S, class T> class prefiller {
             const fq_cuda_matrix *w;
             int strip, m0 = block_m0(segment.block);
             bool present = find_strip(segment.block, group, w, strip);
-            float factor = scale_factor(*w);
 
             sum_segment(sums, segment, *w, present, factor, place);
 #pragma unroll

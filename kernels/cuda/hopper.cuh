@@ -87,20 +87,18 @@ struct ring_place {
     }
 };
 
-/* The same of a ring whose number of stages, a power of two, the compiler knows. */
+/* The same of a ring whose number of stages the compiler knows. */
 template <int STAGES> struct known_ring_place {
-    uint32_t count; /* of stages so far */
+    uint32_t stage, parity;
 
-    __device__ __forceinline__ known_ring_place() : count(0) {
-    }
-    __device__ __forceinline__ uint32_t stage() const {
-        return count % STAGES;
-    }
-    __device__ __forceinline__ uint32_t parity() const {
-        return count / STAGES & 1;
+    __device__ __forceinline__ known_ring_place() : stage(0), parity(0) {
     }
     __device__ __forceinline__ void next() {
-        count++;
+        parity ^= stage == STAGES - 1;
+        stage = stage == STAGES - 1 ? 0 : stage + 1;
+    }
+    __device__ __forceinline__ uint32_t stage_before() const {
+        return stage == 0 ? STAGES - 1 : stage - 1;
     }
 };
 
