@@ -187,9 +187,18 @@ static int map_rows(const struct fq_cuda_launch *launch, CUtensorMap *map, struc
  * bf16's can add up to more than the bound: below so many, kernels that scale sums take over. */
 #define EXACT_K 512
 
-/* Rows of X of a block: the wider is the faster, unless it leaves many of its rows empty. */
-static int choose_block_m(int m) {
-    int narrow = (m + 127) / 128 * 128, wide = (m + 255) / 256 * 256;
+/* About what a launch takes with blocks of so many rows of X, in columns of K times rows. */
+static int64_t prefill_cost(const struct fq_cuda_launch *launch, int workers, int block_m) {
+    int64_t blocks = (int64_t)launch->blocks_n * ((launch->m + block_m - 1) / block_m);
+    int64_t busy = blocks * PREFILL_PARTS < workers ? blocks * PREFILL_PARTS : workers;
+
+    return (blocks * launch->w.tiles + busy - 1) / busy * block_m;
+}
+
+/* Rows of X of a block: the wider is the faster by a sixteenth, unless it leaves many of its rows
+ * empty, or workers idle. */
+static int choose_block_m(const struct fq_cuda_launch *launch, int workers) {
+    int64_t narrow = prefill_cost(launch, workers, 128), wide = prefill_cost(launch, workers, 256);
 
     return narrow + narrow / 16 < wide ? 128 : 256;
 }
@@ -201,8 +210,8 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
     CUtensorMap map;
     int status;
 
-    launch->block_m = choose_block_m(launch->m);
     launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
+    launch->block_m = choose_block_m(launch, cuda->processors / FQ_CUDA_CLUSTER);
     launch->shares = fq_cuda_share_out(
         launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m), w->tiles,
         cuda->processors / FQ_CUDA_CLUSTER, PREFILL_PARTS, PREFILL_SPLIT_UNITS);

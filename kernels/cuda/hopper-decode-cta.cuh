@@ -34,7 +34,9 @@ template <int N_, int BITS_> struct decode_shape {
      * some rows of X; and the other CTA's sums of them, N columns of each. */
     static constexpr int KEPT = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
     static constexpr int OUT_PITCH = GROUPS * SLOTS * KEPT * 4 + 16;
-    static constexpr int OUT_ROWS = N < 32 ? N : 32, OUT = OUT_ROWS * OUT_PITCH;
+    static constexpr int OUT_ROWS = N < 32 ? N : 32, OUT_BYTES = OUT_ROWS * OUT_PITCH;
+    static constexpr int JOINED = (GROUPS - 1) * FQ_CUDA_STRIP * N * 4; /* sums, see join_sums() */
+    static constexpr int OUT = OUT_BYTES > JOINED ? OUT_BYTES : JOINED;
     static constexpr int IN = GROUPS * SLOTS * KEPT * N * 4;
 
     static __host__ __device__ int codes_at(int tiles) {
@@ -67,6 +69,7 @@ template <class S> struct decode_cta {
     const int tiles;      /* of K in a stage */
     const int strips;     /* that a stage has room for */
     const int begin, end; /* this CTA's tiles of every block */
+    const bool parted;    /* a strip is all warpgroups': they take stages in turn */
     const int cluster, rank;
     const int thread, lane;
 
@@ -125,12 +128,12 @@ template <class S> struct decode_cta {
     __device__ __forceinline__ decode_cta(const fq_cuda_launch &l, uint32_t shared)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
           empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), in(out + S::OUT),
-          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes), tiles(l.stage_tiles),
-          strips(l.block_strips * (l.gate.codes ? 2 : 1)),
+          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes),
+          tiles(l.stage_tiles), strips(l.block_strips * (l.gate.codes ? 2 : 1)),
           begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
           end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
-          cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT), rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT),
-          thread(threadIdx.x), lane(threadIdx.x % 32) {
+          parted(l.block_strips == 1), cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT),
+          rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT), thread(threadIdx.x), lane(threadIdx.x % 32) {
     }
 
     __device__ __forceinline__ void init_barriers() const {

@@ -47,10 +47,10 @@ template <class S> class decode_producer {
         const bool gated = cta.launch.gate.codes != nullptr;
         const int index = slot * block.first;
 
-        return copies(
-            gated && slot == 0 ? cta.launch.gate : cta.launch.w, block.strip,
-            gated ? block.first : block.strips, cta.begin, cta.codes_of(index),
-            cta.tiles * S::TILE, cta.scales_of(index), cta.zeros_of(index), cta.launch.slots);
+        return copies(gated && slot == 0 ? cta.launch.gate : cta.launch.w, block.strip,
+                      gated ? block.first : block.strips, cta.begin, cta.codes_of(index),
+                      cta.tiles * S::TILE, cta.scales_of(index), cta.zeros_of(index),
+                      cta.launch.slots);
     }
 
     /* X straight from its rows, on 16 bytes: of two tiles, a lane has the same 16-byte piece of

@@ -34,6 +34,40 @@ template <class S, class T> class decode_storer {
         return cta.in + ((slot * (S::N / 8) + quad) * KEEPERS + keeper()) * 16;
     }
 
+    /* Where a strip is all warpgroups', the first one adds their sums, and has them. */
+    __device__ __forceinline__ void join_sums(strip_sums (&sums)[S::SLOTS],
+                                              const block_place &block) const {
+        const int group = cta.thread / 128;
+        const auto place = [&](int of, int quad) {
+            return cta.out + (((of - 1) * (S::N / 8) + quad) * 128 + cta.thread % 128) * 16;
+        };
+
+#pragma unroll
+        for (int s = 0; s < S::SLOTS; s++) {
+            if (s >= block.strips)
+                continue;
+#pragma unroll
+            for (int q = 0; q < S::N / 8; q++)
+                if (group > 0)
+                    sts_f4(place(group, q), sums[s] + 4 * q);
+            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
+#pragma unroll
+            for (int of = 1; of < S::GROUPS; of++)
+#pragma unroll
+                for (int q = 0; q < S::N / 8; q++) {
+                    if (group > 0)
+                        continue;
+                    const float4 other = lds_f4(place(of, q));
+
+                    sums[s][4 * q] += other.x;
+                    sums[s][4 * q + 1] += other.y;
+                    sums[s][4 * q + 2] += other.z;
+                    sums[s][4 * q + 3] += other.w;
+                }
+            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
+        }
+    }
+
     __device__ __forceinline__ void send_sums(const strip_sums (&sums)[S::SLOTS],
                                               const block_place &block) const {
         const uint32_t barrier = cluster_address(cta.ready, cta.rank ^ 1);
@@ -106,8 +140,10 @@ template <class S, class T> class decode_storer {
     }
 
     /* The sums of the cluster's i-th block, by all consumers. */
-    __device__ __forceinline__ void store(const strip_sums (&sums)[S::SLOTS],
-                                          const block_place &block, int i) const {
+    __device__ __forceinline__ void store(strip_sums (&sums)[S::SLOTS], const block_place &block,
+                                          int i) const {
+        if (cta.parted)
+            join_sums(sums, block);
         if (!keeps()) {
             if (i > 0)
                 mbarrier_wait(cta.taken, (i - 1) & 1);

@@ -26,7 +26,8 @@ template <class S, class T> class decode_summer {
         __device__ __forceinline__ slot_place(const decode_cta<S> &d, const block_place &block,
                                               int slot, const fq_cuda_matrix &w)
             : bf16_scales(w.scale_bf16 != 0), has_zeros(w.zeros != nullptr), groups(w, d.begin) {
-            const int index = d.thread / 128 + slot * block.first, warp = d.thread / 32 % 4;
+            const int index = (d.parted ? 0 : d.thread / 128) + slot * block.first,
+                      warp = d.thread / 32 % 4;
             const int pair = warp * 8 + d.lane / 4;
 
             codes = d.codes_of(index) + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
@@ -166,32 +167,44 @@ template <class S, class T> class decode_summer {
         }
     }
 
+    /* The tiles of a stage. */
+    template <int SLOTS, int SEGMENTS, bool ZEROS>
+    __device__ __forceinline__ void sum_stage(strip_sums (&sums)[S::SLOTS],
+                                              const slot_place (&at)[S::SLOTS], uint32_t stage,
+                                              int tiles) const {
+        /* tiles at a time, by the registers there are */
+        constexpr int TOGETHER = S::N <= 16 && SEGMENTS == 1 && S::BITS != 8 ? 2 : 1;
+        int of = 0;
+
+        if constexpr (!S::DIRECT) {
+            for (; of < tiles; of++)
+#pragma unroll
+                for (int s = 0; s < SLOTS; s++)
+                    sum_tile<SEGMENTS, ZEROS>(sums[s], at[s], stage, of, x);
+        } else {
+            for (; of + TOGETHER <= tiles; of += TOGETHER)
+                sum_tiles_directly<SLOTS, TOGETHER, SEGMENTS, ZEROS>(sums, at, stage, of, x);
+            if (of < tiles)
+                sum_tiles_directly<SLOTS, 1, SEGMENTS, ZEROS>(sums, at, stage, of, x);
+        }
+    }
+
     /* All tiles of a block. */
     template <int SLOTS, int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void sum_tiles(strip_sums (&sums)[S::SLOTS],
                                               slot_place (&at)[S::SLOTS], ring_place &place) const {
-        /* tiles at a time, by the registers there are */
-        constexpr int TOGETHER = S::N <= 16 && SEGMENTS == 1 && S::BITS != 8 ? 2 : 1;
+        int turns = cta.parted ? cta.thread / 128 : 0; /* stages until this warpgroup's next */
 
         for (int tile = cta.begin; tile < cta.end; tile += cta.tiles, place.next()) {
             const uint32_t stage = place.stage * cta.stage_bytes;
             const int tiles = min(cta.tiles, cta.end - tile);
 
             mbarrier_wait(cta.full_of(place), place.parity);
-            if constexpr (!S::DIRECT) {
-                for (int of = 0; of < tiles; of++)
-#pragma unroll
-                    for (int s = 0; s < SLOTS; s++)
-                        sum_tile<SEGMENTS, ZEROS>(sums[s], at[s], stage, of, x);
-            } else {
-                int of = 0;
-
-                for (; of + TOGETHER <= tiles; of += TOGETHER)
-                    sum_tiles_directly<SLOTS, TOGETHER, SEGMENTS, ZEROS>(sums, at, stage, of, x);
-                if (of < tiles)
-                    sum_tiles_directly<SLOTS, 1, SEGMENTS, ZEROS>(sums, at, stage, of, x);
-            }
+            if (turns == 0)
+                sum_stage<SLOTS, SEGMENTS, ZEROS>(sums, at, stage, tiles);
             cta.release(place);
+            if (cta.parted)
+                turns = turns > 0 ? turns - 1 : S::GROUPS - 1;
 #pragma unroll
             for (int s = 0; s < SLOTS; s++)
                 at[s].groups.advance(cta.tiles * FQ_CUDA_STEPS);
@@ -277,9 +290,9 @@ template <class S, class T> class decode_summer {
                                               slot_place (&at)[S::SLOTS], int segments_log2,
                                               ring_place &place) const {
         if (segments_log2 == 0) {
-            if constexpr (S::DIRECT)
+            if (S::DIRECT || cta.parted)
                 sum_tiles<SLOTS, 1, ZEROS>(sums, at, place);
-            else
+            else if constexpr (!S::DIRECT)
                 sum_tiles_ahead<SLOTS, ZEROS>(sums, at, place);
         } else if (segments_log2 == 1) {
             sum_tiles<SLOTS, 2, ZEROS>(sums, at, place);
@@ -306,7 +319,7 @@ template <class S, class T> class decode_summer {
      * afterwards the next one. */
     __device__ __forceinline__ void sum(strip_sums (&sums)[S::SLOTS], const block_place &block,
                                         ring_place &place) const {
-        const int group = cta.thread / 128;
+        const int group = cta.parted ? 0 : cta.thread / 128;
         const fq_cuda_matrix *w[S::SLOTS];
         int strip;
         const bool one = cta.find_strip(block, group, w[0], strip) && group < block.first;

@@ -84,12 +84,13 @@ static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
     const int fixed = 1024 + 16 + S::OUT + S::IN;
 
     /* Long stages are few copies, each of which costs the producer some 100 cycles. */
-    for (args.stage_tiles = 8;; args.stage_tiles -= 2) {
+    for (args.stage_tiles = args.block_strips == 1 ? FQ_CUDA_PARTED_TILES : 8;;
+         args.stage_tiles -= 2) {
         args.slots = slots_within(args, args.stage_tiles, 2);
         args.stage_bytes = S::stage_bytes(args.stage_tiles, args.block_strips * (gated ? 2 : 1),
                                           args.slots, zeros);
         args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);
-        if (args.stage_tiles == 2 || args.stages >= 4)
+        if (args.stage_tiles == 2 || args.stages >= 4 || args.block_strips == 1)
             break;
     }
     args.stages = args.stages > 16 ? 16 : args.stages;

@@ -36,7 +36,7 @@ template <int N_, int BITS_> struct prefill_shape {
     /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
     static constexpr int CODES = N * 128, SCALES = CODES + GROUPS * TILE;
     /* Where sums change their order on the way out: some rows of X by one strip, a warpgroup. */
-    static constexpr int OUT_PITCH = FQ_CUDA_STRIP * 4 + 16, OUT_ROWS = 32;
+    static constexpr int OUT_PITCH = FQ_CUDA_STRIP * 4 + 16, OUT_ROWS = N / 4;
     static constexpr int OUT = OUT_ROWS * OUT_PITCH;
     static constexpr int OUT_QUADS = OUT_ROWS / 8;
 

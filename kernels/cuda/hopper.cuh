@@ -147,8 +147,8 @@ template <int BITS, int MOST> struct strip_copies {
         : codes(w.codes + ((int64_t)strip * w.tiles + tile) * FQ_CUDA_TILE_BYTES(BITS)),
           scales(w.scales), zeros(w.zeros), count(strips),
           codes_stride(w.tiles * FQ_CUDA_TILE_BYTES(BITS)), groups_stride(w.groups),
-          to_codes(codes_to), to_scales(scales_to), to_zeros(zeros_to),
-          pitch(codes_pitch), slots(group_slots), groups(w, tile) {
+          to_codes(codes_to), to_scales(scales_to), to_zeros(zeros_to), pitch(codes_pitch),
+          slots(group_slots), groups(w, tile) {
         const int64_t group = (int64_t)strip * w.groups + tile * FQ_CUDA_STEPS / w.group_steps;
 
         scales += group * FQ_CUDA_SCALE_BYTES;

@@ -76,6 +76,12 @@ static __device__ __forceinline__ void sts_128(uint32_t address, uint4 v) {
                  : "memory");
 }
 
+static __device__ __forceinline__ void sts_f4(uint32_t address, const float *v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
+                 "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+
 static __device__ __forceinline__ void sts_32(uint32_t address, float v) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }

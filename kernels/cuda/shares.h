@@ -41,6 +41,9 @@
 #define FQ_CUDA_DECODE_SLOTS  2  /* strips of each */
 #define FQ_CUDA_DIRECT_ROWS   32 /* of X, that are taken as they lie */
 
+/* Where a block has one strip, the consumer warpgroups take stages of so many tiles in turn. */
+#define FQ_CUDA_PARTED_TILES 4
+
 /* The first tile of K that is the part-th CTA's: an even one. */
 static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
     int pairs = (tiles + 1) / 2, tile = pairs * part / FQ_CUDA_DECODE_SPLIT * 2;
