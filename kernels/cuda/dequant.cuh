@@ -226,7 +226,8 @@ template <int BITS, class T> static __device__ __forceinline__ zero_terms<BITS, 
 
 /*
  * A scale, to multiply pairs of weights by with one rounding.  fp16 holds any fp16 or bf16 scale
- * that is brought into its range; bf16 holds an fp16 scale's eleven bits only in two parts.
+ * that is brought into its range; bf16 holds an fp16 scale's eleven bits only in two PARTS, and a
+ * bf16 scale in one.
  */
 template <class T> struct scale_pair {
     uint32_t value, rest; /* twice each; rest: of bf16 */
@@ -239,8 +240,8 @@ template <class T> struct scale_pair {
             rest = T::pack(left, left);
         }
     }
-    __device__ __forceinline__ uint32_t times(uint32_t pair) const {
-        if constexpr (T::is_f16)
+    template <int PARTS> __device__ __forceinline__ uint32_t times(uint32_t pair) const {
+        if constexpr (PARTS == 1)
             return T::mul(pair, value);
         else
             return T::fma(pair, value, T::mul(pair, rest));

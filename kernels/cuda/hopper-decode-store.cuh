@@ -113,9 +113,10 @@ template <class S, class T> class decode_storer {
     }
 
     /* This CTA's rows of a block, for rows row0.. of X. */
+    template <bool PLAIN>
     __device__ __forceinline__ void store_rows(const block_place &block, int row0) const {
         constexpr int RUNS = S::KEPT / 4; /* of four rows of W, in a strip */
-        const bool gated = cta.launch.gate.codes != nullptr;
+        const bool gated = !PLAIN && cta.launch.gate.codes != nullptr;
         const int of_y = gated ? block.first : block.strips; /* strips of Y */
         const int rows = min(S::OUT_ROWS, cta.launch.m - row0);
 
@@ -128,10 +129,11 @@ template <class S, class T> class decode_storer {
 
             if (n >= cta.launch.w.n)
                 continue;
-            *reinterpret_cast<float4 *>(gate) = lds_f4(at);
+            if (!PLAIN)
+                *reinterpret_cast<float4 *>(gate) = lds_f4(at);
             *reinterpret_cast<float4 *>(v) = lds_f4(gated ? at + block.first * S::KEPT * 4 : at);
-            store_run<T, 4>(cta.launch, v, gate, cta.launch.y_rows[m], cta.launch.residual_rows[m],
-                            n);
+            store_run<T, 4, PLAIN>(cta.launch, v, gate, cta.launch.y_rows[m],
+                                   cta.launch.residual_rows[m], n);
         }
     }
 
@@ -157,7 +159,10 @@ template <class S, class T> class decode_storer {
             named_barrier(FQ_CUDA_BARRIER_CONSUMERS, KEEPERS); /* the last rows are stored */
             add_sums(sums, block, row0);
             named_barrier(FQ_CUDA_BARRIER_CONSUMERS, KEEPERS);
-            store_rows(block, row0);
+            if (is_plain(cta.launch, cta.launch.residual_rows[0]))
+                store_rows<true>(block, row0);
+            else
+                store_rows<false>(block, row0);
         }
         /* after the last block the other CTA may be gone */
         if (i + 1 < cta.launch.blocks && keeper() == 0)

@@ -191,6 +191,16 @@ template <class S, class T> class prefiller {
     __device__ __forceinline__ void dequantize(fragments &a, const lane_place &at, uint32_t stage,
                                                const scale_kind &kind,
                                                const group_phase &groups) const {
+        if (T::is_f16 || kind.bf16)
+            dequantize_by<SEGMENTS, ZEROS, 1>(a, at, stage, kind, groups);
+        else
+            dequantize_by<SEGMENTS, ZEROS, 2>(a, at, stage, kind, groups);
+    }
+
+    template <int SEGMENTS, bool ZEROS, int SCALE_PARTS>
+    __device__ __forceinline__ void dequantize_by(fragments &a, const lane_place &at,
+                                                  uint32_t stage, const scale_kind &kind,
+                                                  const group_phase &groups) const {
         const lane_codes<S::BITS> codes = load_codes<S::BITS>(at.codes + stage);
         group_terms terms;
 
@@ -200,10 +210,10 @@ template <class S, class T> class prefiller {
             if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
                 load_terms<ZEROS>(terms, at, stage, SEGMENTS == 1 ? 0 : groups.slot(step), kind);
             fragment<S::BITS, T>(a[step], codes, step, terms.zero);
-            a[step][0] = terms.low.times(a[step][0]);
-            a[step][1] = terms.high.times(a[step][1]);
-            a[step][2] = terms.low.times(a[step][2]);
-            a[step][3] = terms.high.times(a[step][3]);
+            a[step][0] = terms.low.template times<SCALE_PARTS>(a[step][0]);
+            a[step][1] = terms.high.template times<SCALE_PARTS>(a[step][1]);
+            a[step][2] = terms.low.template times<SCALE_PARTS>(a[step][2]);
+            a[step][3] = terms.high.template times<SCALE_PARTS>(a[step][3]);
         }
     }
 
@@ -327,11 +337,12 @@ template <class S, class T> class prefiller {
 
     /* Some rows of X at a time go through shared memory, so that results lie side by
      * side.  Of a gated pair, warpgroup 0 brings the gate's sums and 1 those of W. */
+    template <bool PLAIN>
     __device__ __forceinline__ void store(const float (&sums)[S::QUADS * 4], int m0,
                                           int strip) const {
         constexpr int CHUNKS = S::N / S::OUT_ROWS;
         const int n0 = strip * FQ_CUDA_STRIP;
-        const bool gated = launch.gate.codes != nullptr;
+        const bool gated = !PLAIN && launch.gate.codes != nullptr;
         const int threads = gated ? S::CONSUMERS : 128;
         auto meet = [&]() { /* with all who bring sums or take them */
                             if (gated)
@@ -374,9 +385,10 @@ template <class S, class T> class prefiller {
                 float v[8], gate[8];
 
                 load_sums(v, (gated ? out + S::OUT : buffer) + at);
-                load_sums(gate, out + at);
+                if (!PLAIN)
+                    load_sums(gate, out + at);
                 if (m < launch.m && n < launch.w.n)
-                    store_run<T, 8>(
+                    store_run<T, 8, PLAIN>(
                         launch, v, gate, static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
                         launch.residual ? static_cast<const uint16_t *>(launch.residual) +
                                               m * launch.residual_stride
@@ -409,6 +421,7 @@ template <class S, class T> class prefiller {
         place_in_ring place;
         fq_cuda_segment segment;
 
+        prefetch_tensor_map(map);
         grid_wait();
         for (int i = 0; fq_cuda_segment_at(&launch.shares, worker, i, &segment); i++) {
             if (launch.gate.codes)
@@ -449,7 +462,10 @@ template <class S, class T> class prefiller {
                 add_parts<S::QUADS, S::CONSUMERS>(
                     launch, fq_cuda_first_worker(&launch.shares, segment.block), worker, half, sums,
                     thread, needed);
-            store(sums, m0, strip);
+            if (is_plain(launch, launch.residual))
+                store<true>(sums, m0, strip);
+            else
+                store<false>(sums, m0, strip);
         }
     }
 };

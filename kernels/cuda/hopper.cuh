@@ -225,11 +225,20 @@ static __device__ __forceinline__ void add_residual(float (&v)[COUNT],
             v[i] += T::widen(residual[i]);
 }
 
+/* True where results are their sums, rounded. */
+static __device__ __forceinline__ bool is_plain(const fq_cuda_launch &launch,
+                                                const void *residual) {
+    return !launch.gate.codes && !launch.bias && !residual &&
+           launch.activation == FQ_ACTIVATION_NONE;
+}
+
 /*
  * COUNT (4 or 8) results of one row of X, from n on: finished from their sums, and stored.  gate:
- * the sums of the gate's rows; of no use without a gate.
+ * the sums of the gate's rows; of no use without a gate.  PLAIN: is_plain().  What the code of the
+ * other case would spread over memory, the plain one has together: fetching it is what a short
+ * loop waits for.
  */
-template <class T, int COUNT>
+template <class T, int COUNT, bool PLAIN>
 static __device__ __forceinline__ void store_run(const fq_cuda_launch &launch, float (&v)[COUNT],
                                                  float (&gate)[COUNT], void *y_row,
                                                  const void *residual, int n) {
@@ -237,8 +246,9 @@ static __device__ __forceinline__ void store_run(const fq_cuda_launch &launch, f
     const int count = launch.w.n - n; /* that there are; perhaps more than COUNT */
     uint32_t packed[COUNT / 2];
 
-    finish(launch, v, gate, n);
-    if (residual)
+    if (!PLAIN)
+        finish(launch, v, gate, n);
+    if (!PLAIN && residual)
         add_residual<T>(v, static_cast<const typename T::type *>(residual) + n, count);
 #pragma unroll
     for (int i = 0; i < COUNT; i += 2)

@@ -97,6 +97,11 @@ tensor_copy_multicast(uint32_t to, const void *map, int x, int y, uint32_t barri
                  : "memory");
 }
 
+/* Asks for a tensor map ahead of the copies by it. */
+static __device__ __forceinline__ void prefetch_tensor_map(const void *map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 /* A flag in global memory: who sees it sees what the CTA wrote before a barrier ahead of it. */
 static __device__ __forceinline__ void store_release(unsigned *flag, unsigned value) {
     asm volatile("fence.acq_rel.gpu;\nst.relaxed.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value)
