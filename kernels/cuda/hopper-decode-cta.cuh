@@ -121,7 +121,7 @@ template <class S> struct decode_cta {
     /* By a consumer warp that is done with a stage. */
     __device__ __forceinline__ void release(const ring_place &place) const {
         __syncwarp();
-        if (lane == 0)
+        if (lane < FQ_CUDA_WARP_ARRIVALS)
             mbarrier_arrive(empty_of(place));
     }
 
@@ -139,7 +139,7 @@ template <class S> struct decode_cta {
     __device__ __forceinline__ void init_barriers() const {
         for (int i = 0; i < launch.stages; i++) {
             mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
-            mbarrier_init(empty + i * 8, S::CONSUMERS / 32);
+            mbarrier_init(empty + i * 8, S::CONSUMERS / 32 * FQ_CUDA_WARP_ARRIVALS);
         }
         mbarrier_init(ready, 1);
         mbarrier_init(taken, 1);

@@ -220,8 +220,12 @@ template <class S, class T> class prefiller {
     /* By a warp that is done with a stage, for both CTAs. */
     __device__ __forceinline__ void release(uint32_t stage) const {
         __syncwarp();
-        if (releases)
+        if (FQ_CUDA_WARP_ARRIVALS > 1) {
+            mbarrier_arrive(empty + stage * 8);
+            mbarrier_arrive_at(empty + stage * 8, half ^ 1);
+        } else if (releases) {
             mbarrier_arrive_there(releases + stage * 8);
+        }
     }
 
     /*
@@ -411,7 +415,8 @@ template <class S, class T> class prefiller {
     __device__ __forceinline__ void init_barriers() const {
         for (int i = 0; i < S::STAGES; i++) {
             mbarrier_init(full + i * 8, 1);
-            mbarrier_init(empty + i * 8, S::CONSUMERS / 32 * FQ_CUDA_CLUSTER);
+            mbarrier_init(empty + i * 8,
+                          S::CONSUMERS / 32 * FQ_CUDA_CLUSTER * FQ_CUDA_WARP_ARRIVALS);
         }
         mbarrier_fence_init();
     }

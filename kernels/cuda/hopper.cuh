@@ -31,6 +31,15 @@
 #define FQ_CUDA_BARRIER_TURNS     6 /* the same */
 
 /*
+ * Lanes of a warp that count it in where it is done with a stage.  One is enough, behind
+ * __syncwarp(); but compute-sanitizer's racecheck orders only what the lane itself did.  For it,
+ * a build with -DFQ_CUDA_WARP_ARRIVALS=32 has every lane arrive.
+ */
+#ifndef FQ_CUDA_WARP_ARRIVALS
+#define FQ_CUDA_WARP_ARRIVALS 1
+#endif
+
+/*
  * A register that a wgmma reads or writes on its own time must be final before, and not be read
  * before the wait is over.  The compiler does not know that: this tells it that something happens
  * to the registers here.
