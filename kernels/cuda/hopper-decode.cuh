@@ -12,15 +12,17 @@
  *      strip 5   +-------+-------+   of every strip
  *
  * A CTA has three consumer warpgroups of up to two strips each, `first` strips in slot 0 and the
- * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  W is the
- * register operand of the tensor cores, rows of X are columns of theirs.  Sums of a group are
- * scaled in fp32.  mma.sync and wgmma of any width sum a column alike, and which CTA sums what does
- * not depend on m: a row's bits are the same alone and among 63 others.
+ * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  Where
+ * blocks have one strip (or pair), all three have it: they take stages in turn, and the first
+ * one adds what they have.  W is the register operand of the tensor cores, rows of X are columns
+ * of theirs.  Sums of a group are scaled in fp32.  mma.sync and wgmma of any width sum a column
+ * alike, and which CTA sums what does not depend on m: a row's bits are the same alone and among
+ * 63 others.
  *
  * Up to 32 rows, X comes straight from the rows, and mma.sync multiplies.  With more rows, X is
- * first arranged (rows.cu), and multiplied by wgmma.  A CTA has a multiprocessor to itself: of two
- * of half the size, the next kernel of the stream could fill its stages while this one ends; but
- * after a kernel that leaves no room for one, two start on one multiprocessor and none on another.
+ * first arranged (rows.cu), and multiplied by wgmma.  A CTA has a multiprocessor to itself: of
+ * two of half the size, the next kernel of the stream could fill its stages while this one ends,
+ * but half the registers and stages cost more than that brings (NOTES.md).
  */
 #ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_CUH
 #define FQ_KERNELS_CUDA_HOPPER_DECODE_CUH

@@ -41,7 +41,8 @@
 #define FQ_CUDA_DECODE_SLOTS  2  /* strips of each */
 #define FQ_CUDA_DIRECT_ROWS   32 /* of X, that are taken as they lie */
 
-/* Where a block has one strip, the consumer warpgroups take stages of so many tiles in turn. */
+/* Where a block has one strip, the consumer warpgroups take stages of so many tiles in turn: of as
+ * many for every m, since who sums what must not depend on it. */
 #define FQ_CUDA_PARTED_TILES 4
 
 /* The first tile of K that is the part-th CTA's: an even one. */
