@@ -196,7 +196,7 @@ static struct parts lay_out(const struct cpu_backend *backend, const struct fq_c
         parts.of[i].chunks = take(&parts, count * chunks * sizeof(struct fq_cpu_chunk));
         parts.of[i].segments = take(&parts, count * chunks * sizeof(struct fq_cpu_segment));
     }
-    if (backend->kernels->to_fixed && fq_cpu_splits(first) > 1)
+    if (fq_cpu_splits(first) > 1)
         parts.threads = take(&parts, (size_t)(first->blocks * fq_cpu_splits(first)) * count *
                                          (size_t)job->operands * FQ_CPU_BLOCK * sizeof(float));
     return parts;
@@ -259,6 +259,28 @@ static void convert_rows(struct fq_cpu_job *job, const struct fq_cpu_kernels *ke
         operand->fixed = (struct fq_cpu_fixed *)(void *)(scratch + parts->of[i].fixed);
         if (operand->weights->zeros)
             operand->x_sum = (float *)(void *)(scratch + parts->of[i].sums);
+    }
+}
+
+void fq_cpu_run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part *part,
+                      fq_cpu_join *join) {
+    const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
+    const int64_t floats = job->rows * job->operands * FQ_CPU_BLOCK;
+
+#pragma omp parallel num_threads(job->threads) if (job->threads > 1)
+    {
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < blocks * splits; unit++)
+            part(job, unit / splits, unit % splits, splits, job->scratch + unit * floats);
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks; block++) {
+            float *values = job->scratch + block * splits * floats;
+
+            for (int64_t split = 1; split < splits; split++)
+                for (int64_t i = 0; i < floats; i++)
+                    values[i] += values[split * floats + i];
+            join(job, block, values);
+        }
     }
 }
 

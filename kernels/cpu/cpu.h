@@ -146,12 +146,24 @@ struct fq_cpu_job {
     const uint16_t *x_bf16; /* likewise, for panel_bf16; x is NULL then */
     int threads;
     /* 64-byte aligned.  Many rows: [threads][fq_cpu_scratch_floats(rows, operands)].  Few, with
-     * to_fixed and splits: [blocks][splits][rows][operands][64]. */
+     * splits: [blocks][splits][rows][operands][64]. */
     float *scratch;
 };
 
 /* Floats that one thread needs for a pass of `rows` rows. */
 size_t fq_cpu_scratch_floats(int64_t rows, int operands);
+
+/* The products of a block over part `split` of K, to part[rows][operands][64], of which a tile of
+ * rows has its own order; and the end of it, where parts[0] is the sum of all. */
+typedef void fq_cpu_part(const struct fq_cpu_job *job, int64_t block, int64_t split, int64_t splits,
+                         float *part);
+typedef void fq_cpu_join(const struct fq_cpu_job *job, int64_t block, float *values);
+
+/* Decode by parts of K: all of them by the job's threads, in any order, then each block's sum, in
+ * the order of K.  Rows that no part fills are summed as they are, and for join() to leave alone.
+ * (cpu.c) */
+void fq_cpu_run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part *part,
+                      fq_cpu_join *join);
 
 struct fq_cpu_kernels {
     const char *name;

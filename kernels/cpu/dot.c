@@ -316,33 +316,11 @@ static void decode_part(const struct fq_cpu_job *job, int64_t index, int64_t spl
         run_tile(job, index, row, mr, split, splits, part + row * job->operands * FQ_CPU_BLOCK);
 }
 
-/* Sums the parts into the first, in their order. */
-static void join_parts(const struct fq_cpu_job *job, int64_t index, int64_t splits, float *parts) {
-    const int64_t floats = job->rows * job->operands * FQ_CPU_BLOCK;
+static void join_parts(const struct fq_cpu_job *job, int64_t index, float *values) {
     int mr;
 
-    for (int64_t row = 0; (mr = next_tile(job, &row)); row += mr) {
-        float *values = parts + row * job->operands * FQ_CPU_BLOCK;
-
-        for (int64_t split = 1; split < splits; split++)
-            for (int i = 0; i < mr * job->operands * FQ_CPU_BLOCK; i++)
-                values[i] += values[split * floats + i];
-        fq_cpu_avx512.finish(job, index, row, mr, values);
-    }
-}
-
-static void decode_split(const struct fq_cpu_job *job, int64_t blocks, int64_t splits) {
-    const int64_t floats = job->rows * job->operands * FQ_CPU_BLOCK;
-
-#pragma omp parallel num_threads(job->threads) if (job->threads > 1)
-    {
-#pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < blocks * splits; unit++)
-            decode_part(job, unit / splits, unit % splits, splits, job->scratch + unit * floats);
-#pragma omp for schedule(static)
-        for (int64_t block = 0; block < blocks; block++)
-            join_parts(job, block, splits, job->scratch + block * splits * floats);
-    }
+    for (int64_t row = 0; (mr = next_tile(job, &row)); row += mr)
+        fq_cpu_avx512.finish(job, index, row, mr, values + row * job->operands * FQ_CPU_BLOCK);
 }
 
 static void decode(const struct fq_cpu_job *job) {
@@ -350,7 +328,7 @@ static void decode(const struct fq_cpu_job *job) {
     const int64_t splits = fq_cpu_splits(job->operand[FQ_CPU_MAIN].weights);
 
     if (splits > 1)
-        decode_split(job, blocks, splits);
+        fq_cpu_run_parts(job, splits, decode_part, join_parts);
     else
 #pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
         for (int64_t block = 0; block < blocks; block++)

@@ -6,8 +6,9 @@
  *
  * decode: for up to 64 rows.  A tile is NV vectors of rows of W times MR rows of
  * X; weights go from packed words to floats in registers, a group's products
- * are summed, and the sum is scaled once.  The order of the additions to one
- * result is k, then groups, whatever MR is: that is what makes a row's bits
+ * are summed, and the sum is scaled once.  Few blocks are computed in parts of K
+ * (fq_cpu_splits).  The order of the additions to one
+ * result is k, then groups, then parts, whatever MR is: that is what makes a row's bits
  * independent of its company, and of the number of threads.
  *
  * panel: for more rows.  FQ_CPU_PANEL_K columns of a block are dequantized into
@@ -164,6 +165,7 @@ struct tile {
     const uint16_t *scales;
     const int8_t *zeros;
     const float *x, *x_sum;
+    int64_t begin, end; /* steps of K */
     int lane;
 };
 
@@ -186,13 +188,16 @@ INLINE void tile_step(const struct tile *tile, int64_t step, int half, vf (*sum)
 INLINE void tile_run(const struct tile *tile, float *out, int mr, int bits) {
     const struct fq_cpu_weights *weights = tile->weights;
     const enum fq_dtype scale_type = weights->base.info.scale_type;
-    const int64_t steps = weights->k_padded / FQ_CPU_STEP;
+    const int64_t steps = weights->k_padded / FQ_CPU_STEP, group = weights->base.info.group;
+    const int64_t first = tile->begin * FQ_CPU_STEP / group;
     vf total[MR][NV];
 
     UNROLL for (int m = 0; m < mr; m++) UNROLL for (int v = 0; v < NV; v++) total[m][v] = (vf){0};
-    for (int64_t g = 0, step = 0; g < weights->groups; g++) {
-        int64_t end =
-            g + 1 == weights->groups ? steps : (g + 1) * weights->base.info.group / FQ_CPU_STEP;
+    for (int64_t g = first < weights->groups ? first : weights->groups - 1, step = tile->begin;
+         step < tile->end; g++) {
+        const int64_t group_end = g + 1 == weights->groups ? steps : (g + 1) * group / FQ_CPU_STEP;
+        const int64_t end = group_end < tile->end ? group_end : tile->end;
+        const bool subtract = tile->zeros && end == group_end; /* once a group */
         const int64_t at = g * FQ_CPU_BLOCK + tile->lane;
         vf sum[MR][NV];
 
@@ -208,10 +213,10 @@ INLINE void tile_run(const struct tile *tile, float *out, int mr, int bits) {
                 tile_step(tile, step, 0, sum, mr, bits);
         UNROLL for (int v = 0; v < NV; v++) {
             vf s = scale(tile->scales + at + v * VL, scale_type);
-            vf z = tile->zeros ? zero_point(tile->zeros + at + v * VL) : (vf){0};
+            vf z = subtract ? zero_point(tile->zeros + at + v * VL) : (vf){0};
 
             UNROLL for (int m = 0; m < mr; m++) {
-                if (tile->zeros)
+                if (subtract)
                     sum[m][v] -= z * broadcast(tile->x_sum[m * weights->groups + g]);
                 total[m][v] += s * sum[m][v];
             }
@@ -278,29 +283,62 @@ INLINE struct tile tile_of(const struct fq_cpu_weights *weights, int64_t block) 
     };
 }
 
+/* How many rows from one on are a tile. */
+INLINE int tile_rows(const struct fq_cpu_job *job, int64_t row) {
+    return job->rows - row >= MR ? MR : job->rows - row >= 2 ? 2 : 1;
+}
+
+/* values[operand][mr][64]: a tile's products with a block, over part `split` of K. */
+static void run_tile(const struct fq_cpu_job *job, int64_t block, int64_t row, int mr,
+                     int64_t split, int64_t splits, float *values) {
+    tile_function *run = tile_for(job->gemm->weights->info.bits, mr);
+
+    for (int i = 0; i < job->operands; i++) {
+        const struct fq_cpu_operand *operand = &job->operand[i];
+        struct tile tile = tile_of(operand->weights, block);
+        const int64_t steps = tile.weights->k_padded / FQ_CPU_STEP;
+
+        tile.x = job->x + row * tile.weights->k_padded;
+        tile.x_sum = operand->x_sum ? operand->x_sum + row * tile.weights->groups : NULL;
+        tile.begin = steps * split / splits;
+        tile.end = steps * (split + 1) / splits;
+        for (tile.lane = 0; tile.lane < FQ_CPU_BLOCK; tile.lane += NV * VL)
+            run(&tile, values + i * mr * FQ_CPU_BLOCK);
+    }
+}
+
 static void decode_block(const struct fq_cpu_job *job, int64_t block) {
     for (int64_t row = 0; row < job->rows;) {
-        int mr = job->rows - row >= MR ? MR : job->rows - row >= 2 ? 2 : 1;
-        tile_function *run = tile_for(job->gemm->weights->info.bits, mr);
+        const int mr = tile_rows(job, row);
         float values[FQ_CPU_OPERANDS * MR * FQ_CPU_BLOCK];
 
-        for (int i = 0; i < job->operands; i++) {
-            const struct fq_cpu_operand *operand = &job->operand[i];
-            struct tile tile = tile_of(operand->weights, block);
-
-            tile.x = job->x + row * tile.weights->k_padded;
-            tile.x_sum = operand->x_sum ? operand->x_sum + row * tile.weights->groups : NULL;
-            for (tile.lane = 0; tile.lane < FQ_CPU_BLOCK; tile.lane += NV * VL)
-                run(&tile, values + i * mr * FQ_CPU_BLOCK);
-        }
+        run_tile(job, block, row, mr, 0, 1, values);
         finish(job, block, row, mr, values);
         row += mr;
     }
 }
 
-static void decode(const struct fq_cpu_job *job) {
-    int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
+/* A part's products, every tile at its first row's place. */
+static void decode_part(const struct fq_cpu_job *job, int64_t block, int64_t split, int64_t splits,
+                        float *part) {
+    for (int64_t row = 0; row < job->rows; row += tile_rows(job, row))
+        run_tile(job, block, row, tile_rows(job, row), split, splits,
+                 part + row * job->operands * FQ_CPU_BLOCK);
+}
 
+static void join_parts(const struct fq_cpu_job *job, int64_t block, float *values) {
+    for (int64_t row = 0; row < job->rows; row += tile_rows(job, row))
+        finish(job, block, row, tile_rows(job, row), values + row * job->operands * FQ_CPU_BLOCK);
+}
+
+static void decode(const struct fq_cpu_job *job) {
+    const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
+    const int64_t splits = fq_cpu_splits(job->operand[FQ_CPU_MAIN].weights);
+
+    if (splits > 1) {
+        fq_cpu_run_parts(job, splits, decode_part, join_parts);
+        return;
+    }
 #pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
     for (int64_t block = 0; block < blocks; block++)
         decode_block(job, block);
