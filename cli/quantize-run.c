@@ -78,6 +78,11 @@ static bool parse_scale(const char *text, void *value) {
     return strcmp(text, "mse") == 0 || strcmp(text, "absmax") == 0;
 }
 
+static bool parse_loss(const char *text, void *value) {
+    *(enum fq_budget_loss *)value = strcmp(text, "error") == 0 ? FQ_LOSS_ERROR : FQ_LOSS_SQUARES;
+    return strcmp(text, "error") == 0 || strcmp(text, "squares") == 0;
+}
+
 static struct fq_quantize_rule *add_rule(const char *text) {
     if (*text == '\0' || quantize.rule_count == RULES_MAX)
         return NULL;
@@ -136,6 +141,9 @@ static const struct quantize_option options[] = {
      "is a number of bytes, or one with K, M, G or T", quantize_parse_size, &quantize.budget},
     {"bits-per-weight", 'w', "X", "the same for an average over the quantized weights, with scales",
      "is a number to 16", parse_width, &quantize.bits_per_weight},
+    {"minimize", 0, "WHAT",
+     "of a budget: the sum of 'squares' of relative errors, by size (default), or of each 'error'",
+     "are squares and error", parse_loss, &quantize.loss},
     {"scale", 0, "RULE", "'mse', which searches (default), or 'absmax', the paper's",
      "are mse and absmax", parse_scale, &quantize.method.scale},
     {"asymmetric", 0, NULL, "zero points for the matrices where they pay", NULL,

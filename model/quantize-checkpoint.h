@@ -64,6 +64,12 @@ struct fq_quantize_explanation {
     size_t chosen; /* of steps or options */
 };
 
+/* What a budget minimises the sum of, over matrices of N by K with the relative error e. */
+enum fq_budget_loss {
+    FQ_LOSS_SQUARES, /* √(N·K)·e² */
+    FQ_LOSS_ERROR    /* e */
+};
+
 struct fq_quantize_options {
     int bits;          /* 8, 4 or 3; 0: the budget chooses, 4 without one */
     int64_t group;     /* a multiple of 16, 0 for per channel, or FQ_QUANTIZE_GROUP_AUTO */
@@ -72,6 +78,7 @@ struct fq_quantize_options {
     struct fq_quantize_method method; /* asymmetric: where it pays */
     uint64_t budget;                  /* bytes of all tensors written; 0: none */
     double bits_per_weight;           /* the same, of the quantized weights; 0: none */
+    enum fq_budget_loss loss;         /* of either */
     const struct fq_quantize_rule *rules;
     size_t rule_count;
     uint64_t shard_bytes; /* a new file is begun where this would be passed */

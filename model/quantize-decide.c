@@ -215,12 +215,12 @@ static size_t list_options(const struct fq_plan *plan, const struct fq_plan_unit
 /*
  * Bytes, error and loss of every option, from trials on all of the unit's weights.
  *
- * The loss of a matrix of N by K with the relative error e is √(N·K)·e².  Squared, because rounding
- * errors of different matrices are independent, so that what they do to the model's output adds up
- * as variances do: with the plain sum a budget would rather ruin one matrix than touch five.
- * Weighted, because how much a matrix's error matters is not to be had without data, but large
- * matrices are the ones that most of the output passes through: the mean, on a scale of factors,
- * between counting each matrix alike and counting each weight alike.
+ * The loss of a matrix of N by K with the relative error e is √(N·K)·e², if it is not to be e
+ * itself.  Squared, because rounding errors of different matrices are independent, so that what
+ * they do to the model's output adds up as variances do: with the plain sum a budget would rather
+ * ruin one matrix than touch five. Weighted, because how much a matrix's error matters is not to be
+ * had without data, but large matrices are the ones that most of the output passes through: the
+ * mean, on a scale of factors, between counting each matrix alike and counting each weight alike.
  */
 static int measure(struct decision *decision, const struct fq_plan_unit *unit,
                    struct fq_choose_option *options, size_t count, struct fq_error *err) {
@@ -242,8 +242,10 @@ static int measure(struct decision *decision, const struct fq_plan_unit *unit,
             options[o].bytes +=
                 fq_plan_bytes(matrix, options[o].bits, options[o].group, options[o].asymmetric);
             options[o].error += trials[o].error;
-            options[o].loss += sqrt((double)matrix->dense.n * (double)matrix->dense.k) *
-                               trials[o].error * trials[o].error;
+            options[o].loss += decision->plan->options->loss == FQ_LOSS_ERROR
+                                   ? trials[o].error
+                                   : sqrt((double)matrix->dense.n * (double)matrix->dense.k) *
+                                         trials[o].error * trials[o].error;
         }
         if ((rc = looked_at(decision, matrix, rc, err)) < 0)
             return rc;

@@ -200,6 +200,10 @@ def check_budget(work, random):
         spent = 8 * sum(m[2] for m in found.values()) / weights
         assert 0.97 * width < spent <= width, (width, spent)
         assert len({m[:2] for m in found.values()}) > 1
+        plain = quantize(source, out + "-error", "--bits-per-weight", str(width), "--minimize",
+                         "error")
+        assert plain["bytes_after"] * 8 <= width * weights
+        assert plain["budget"]["error"] <= summed_error(tensors, found) * (1 + 1e-6), (width, plain)
     small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
     assert small.returncode == 3 and "at least" in small.stderr, small
     assert not os.path.exists(os.path.join(work, "small"))
