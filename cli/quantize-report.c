@@ -58,12 +58,30 @@ static void print_bar(struct quantize_report *report, const struct fq_quantize_p
     report->bar = true;
 }
 
-static void print_line(const struct quantize_report *report,
+/* Every few seconds, while nothing is written yet. */
+static void print_planning(struct quantize_report *report,
+                           const struct fq_quantize_progress *progress) {
+    const double seconds = now() - report->phase_begun;
+
+    if (now() - report->line_printed < 5 || seconds <= 0 || progress->bytes_done == 0)
+        return;
+    report->line_printed = now();
+    fprintf(stderr, "[%zu/%zu] planning: %.1f of %.1f GB, %.2f GB/s, about %.0f s left\n",
+            progress->layers_done, progress->layers, (double)progress->bytes_done * 1e-9,
+            (double)progress->bytes_total * 1e-9, (double)progress->bytes_done * 1e-9 / seconds,
+            seconds * (double)(progress->bytes_total - progress->bytes_done) /
+                (double)progress->bytes_done);
+}
+
+static void print_line(struct quantize_report *report,
                        const struct fq_quantize_progress *progress) {
     const struct fq_quantized_layer *layer = progress->layer;
 
-    if (!layer)
+    if (!layer) {
+        if (progress->phase == FQ_QUANTIZE_MEASURE)
+            print_planning(report, progress);
         return;
+    }
     fprintf(stderr, "[%zu/%zu] %s %" PRId64 "x%" PRId64, progress->layers_done, progress->layers,
             layer->name, layer->n, layer->k);
     if (layer->kept_dense) {
@@ -101,6 +119,7 @@ int quantize_report_progress(void *context, const struct fq_quantize_progress *p
         clear_bar(report);
         report->phase = (int)progress->phase;
         report->phase_begun = now();
+        report->line_printed = report->phase_begun;
     }
     if (report->matrices && progress->layer)
         json_array_append_new(report->matrices, layer_json(progress->layer));
@@ -266,6 +285,11 @@ int quantize_report_end(struct quantize_report *report, const struct fq_quantize
     if (summary->uneven > 0)
         printf("%zu layers end in a short group: finequantd reads them, vLLM does not\n",
                summary->uneven);
+    if (summary->unusual > 0)
+        printf("%zu layers have 3 bits, or groups other than 32, 64, 128 and channel: finequantd "
+               "reads "
+               "them, vLLM's GPU kernels do not\n",
+               summary->unusual);
     if (summary->shards_kept > 0)
         printf("%zu of %zu files were there from an earlier run\n", summary->shards_kept,
                summary->shards);

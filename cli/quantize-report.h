@@ -17,7 +17,7 @@ struct quantize_report {
     bool terminal;             /* standard error is one: a bar */
     bool bar;                  /* one is on the line */
     const char *in, *out;      /* borrowed */
-    double begun, phase_begun; /* seconds */
+    double begun, phase_begun, line_printed; /* seconds */
     int phase;                 /* of the last progress, -1 before the first */
     double seconds;            /* all of it, at the end */
     json_t *matrices;          /* of --json, else NULL */

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct item {
@@ -105,11 +106,28 @@ static void shard_name(const struct fq_checkpoint_writer *writer, size_t shard, 
         snprintf(name, 64, "model-%05zu-of-%05zu.safetensors", shard + 1, writer->shards);
 }
 
+/* Whether a shard is there as a whole: eight bytes that say how long the header is, that, and the
+ * tensors. */
 static bool is_there(const struct fq_checkpoint_writer *writer, size_t shard) {
     char name[64];
+    unsigned char start[8];
+    uint64_t bytes = sizeof start, header = 0;
+    struct stat status;
+    bool whole;
+    int fd;
 
     shard_name(writer, shard, name);
-    return faccessat(writer->output->fd, name, F_OK, 0) == 0;
+    fd = openat(writer->output->fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return false;
+    whole = fstat(fd, &status) == 0 && pread(fd, start, sizeof start, 0) == sizeof start;
+    close(fd);
+    for (int i = 7; whole && i >= 0; i--)
+        header = header << 8 | start[i];
+    for (size_t i = 0; i < writer->count; i++)
+        if (writer->items[i].shard == shard)
+            bytes += writer->items[i].tensor.bytes;
+    return whole && (uint64_t)status.st_size == bytes + header;
 }
 
 bool fq_checkpoint_writer_has(const struct fq_checkpoint_writer *writer, size_t i) {

@@ -185,13 +185,18 @@ static int copy_companions(struct job *job, const char *in, struct fq_error *err
 int fq_convert_checkpoint(const char *in, const char *out, const struct fq_convert_options *options,
                           struct fq_convert_summary *summary, struct fq_error *err) {
     struct job job = {.options = options, .summary = summary};
+    json_t *state;
     int rc;
 
     *summary = (struct fq_convert_summary){0};
     if ((rc = fq_output_directory_init(&job.output, out, err)) < 0)
         return rc;
-    fq_output_directory_clear(&job.output); /* what a killed run left is not taken up */
-    if ((rc = open_input(&job, in, err)) == 0 &&
+    fq_output_directory_clear(&job.output);     /* what a killed run left is not taken up */
+    state = json_pack("{s:s}", "converts", in); /* by which the next run knows it for ours */
+    rc = state ? fq_output_directory_json(&job.output, FQ_OUTPUT_STATE_FILE, state, err)
+               : fq_fail(err, FQ_NO_MEMORY, "no memory to convert %.200s", in);
+    json_decref(state);
+    if (rc == 0 && (rc = open_input(&job, in, err)) == 0 &&
         (rc = fq_checkpoint_writer_new(&job.output, options->shard_bytes, &job.writer, err)) == 0 &&
         (rc = make_plan(&job, err)) == 0 && (rc = write_steps(&job, err)) == 0 &&
         (rc = write_config(&job, err)) == 0 && (rc = copy_companions(&job, in, err)) == 0)

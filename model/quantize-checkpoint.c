@@ -14,9 +14,12 @@
 
 #include "compressed-tensors-output.h"
 #include "directory.h"
+#include "half.h"
 #include "output-directory.h"
 #include "quantize-plan.h"
 
+#include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,6 +118,8 @@ static void count_layers(struct job *job) {
             continue;
         summary->asymmetric += matrix->asymmetric;
         summary->uneven += matrix->dense.k % group != 0;
+        summary->unusual += matrix->bits == 3 ||
+                            (group < matrix->dense.k && group != 32 && group != 64 && group != 128);
         summary->weights += matrix->dense.n * matrix->dense.k;
         summary->bytes_before += matrix->bytes;
         summary->bytes_after +=
@@ -182,13 +187,43 @@ static int write_matrix(struct job *job, const struct step *step, struct fq_erro
     return rc < 0 ? rc : tell(job, matrix->bytes, &layer, err);
 }
 
+/*
+ * NaN and infinities where weights are expected: a tensor's name ends in .weight or .bias.  A mask
+ * may have infinities.
+ */
+static int check_finite(const struct job *job, const struct fq_checkpoint_tensor *tensor,
+                        struct fq_error *err) {
+    const char *last = strrchr(tensor->name, '.');
+    const int type = strcmp(tensor->dtype, "F32") == 0    ? FQ_F32
+                     : strcmp(tensor->dtype, "F16") == 0  ? FQ_F16
+                     : strcmp(tensor->dtype, "BF16") == 0 ? FQ_BF16
+                                                          : 0;
+    const uint64_t count = type ? tensor->bytes / (type == FQ_F32 ? 4 : 2) : 0;
+
+    if (job->options->method.allow_nonfinite || !last ||
+        (strcmp(last, ".weight") != 0 && strcmp(last, ".bias") != 0))
+        return 0;
+    for (uint64_t i = 0; i < count; i++) {
+        const float value = fq_load(tensor->data, type, i);
+
+        if (!isfinite(value))
+            return fq_fail(err, FQ_INVALID,
+                           "%.200s: tensor '%.200s': element %" PRIu64
+                           " is %s; --allow-nonfinite copies the tensor as it is",
+                           tensor->file, tensor->name, i, isnan(value) ? "NaN" : "infinite");
+    }
+    return 0;
+}
+
 /* A tensor or a matrix as it is. */
 static int write_dense(struct job *job, const struct step *step, struct fq_error *err) {
     const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
     const void *data = step->copied ? step->copied->data : matrix->dense.data;
     uint64_t bytes = step->copied ? step->copied->bytes : matrix->bytes;
-    int rc = fq_checkpoint_writer_write(job->writer, step->first, data, bytes, err);
+    int rc = step->copied ? check_finite(job, step->copied, err) : 0;
 
+    if (rc == 0)
+        rc = fq_checkpoint_writer_write(job->writer, step->first, data, bytes, err);
     if (step->copied)
         fq_checkpoint_drop_tensor(step->copied);
     else

@@ -204,6 +204,23 @@ static bool fits(const struct fq_checkpoint_tensor *tensor) {
     return true;
 }
 
+/*
+ * Layers that models keep dense and that engines refuse packed: what chooses the experts, heads of
+ * classifiers, and the tables of T5, which are not called embeddings.
+ */
+static bool stays_dense(const char *module) {
+    static const char *const names[] = {
+        "gate",   "shared_expert_gate",     "router", "score", "classifier",
+        "shared", "relative_attention_bias"};
+    const char *last = strrchr(module, '.');
+
+    last = last ? last + 1 : module;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(last, names[i]) == 0)
+            return true;
+    return false;
+}
+
 /* Both lists are sorted by name, but the suffix may change the order. */
 static bool is_dense_layer(const struct fq_plan *plan, const char *module) {
     size_t low = 0, high = fq_checkpoint_matrix_count(plan->checkpoint);
@@ -235,7 +252,7 @@ static int collect_tensor(struct fq_plan *plan, const struct fq_checkpoint_tenso
         wanted = strstr(module, "expert") != NULL;
         transposed = experts_are_transposed(plan);
     } else {
-        wanted = is_dense_layer(plan, module);
+        wanted = is_dense_layer(plan, module) && !stays_dense(module);
         transposed = fq_checkpoint_is_transposed(plan->checkpoint, module);
     }
     if (transposed || !is_included(plan, module, wanted)) {

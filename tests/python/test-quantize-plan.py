@@ -226,6 +226,9 @@ def check_rules(work, random):
     tensors["model.layers.0.mlp.experts.gate_up_proj"] = normal(3, 64, 256)
     tensors["model.layers.0.mlp.experts.down_proj"] = normal(3, 256, 32)
     tensors["model.layers.1.conv.weight"] = normal(8, 4, 32)  # three axes, but no experts
+    tensors["model.layers.0.mlp.gate.weight"] = normal(3, 256)  # chooses experts
+    tensors["model.layers.0.mlp.shared_expert_gate.weight"] = normal(1, 256)
+    tensors["score.weight"] = normal(2, 256)
     source = os.path.join(work, "rules-in")
     write_checkpoint(source, tensors)
 
@@ -237,7 +240,8 @@ def check_rules(work, random):
     attention = [f"model.layers.{i}.self_attn.{c}_proj" for i in range(2) for c in "qkvo"]
     assert sorted(found) == sorted(experts + attention)
     ignore = read_quantization(out)["ignore"]
-    for name in ("model.embed_tokens", "lm_head", "model.layers.1.conv"):
+    for name in ("model.embed_tokens", "lm_head", "model.layers.1.conv", "score",
+                 "model.layers.0.mlp.gate", "model.layers.0.mlp.shared_expert_gate"):
         assert np.array_equal(after[name + ".weight"], tensors[name + ".weight"])
         assert name in ignore
     fused = tensors["model.layers.0.mlp.experts.gate_up_proj"]
@@ -321,6 +325,17 @@ def check_nonfinite(work, random):
     assert found["l.1"][3][2, 5] == 0
     largest = np.abs(tensors["l.3.weight"][1][np.isfinite(tensors["l.3.weight"][1])]).max()
     assert abs(found["l.3"][3][1, 1] + largest) < 0.02 * largest
+
+    tensors = {"l.0.weight": random.normal(0, 1, (8, 64)).astype(np.float32),
+               "l.0.mask": np.full(4, -np.inf, np.float32),  # means what it says
+               "norm.weight": np.array([1, 1, np.nan], np.float32)}
+    source, out = os.path.join(work, "nan-norm-in"), os.path.join(work, "nan-norm-out")
+    write_checkpoint(source, tensors)
+    refused = run(source, out, "--quiet")
+    assert refused.returncode == 3 and "'norm.weight': element 2 is NaN" in refused.stderr, refused
+    assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+    quantize(source, out, "--allow-nonfinite")
+    assert np.isnan(read_checkpoint(out)["norm.weight"][2])
 
 
 # ---- progress ------------------------------------------------------------------------------------
