@@ -282,6 +282,9 @@ int quantize_report_end(struct quantize_report *report, const struct fq_quantize
     if (summary->kept_dense > 0)
         printf("%zu layers kept dense: 3-bit rows of their length are ambiguous\n",
                summary->kept_dense);
+    if (summary->unsuited > 0)
+        printf("%zu tensors of layers stay dense: stored transposed, or not as F32, F16 or BF16\n",
+               summary->unsuited);
     if (summary->uneven > 0)
         printf("%zu layers end in a short group: finequantd reads them, vLLM does not\n",
                summary->uneven);

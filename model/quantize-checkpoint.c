@@ -108,6 +108,7 @@ static int plan_tensors(struct job *job, struct fq_error *err) {
 static void count_layers(struct job *job) {
     struct fq_quantize_summary *summary = job->summary;
 
+    summary->unsuited = job->plan.unsuited;
     for (size_t m = 0; m < job->plan.count; m++) {
         const struct fq_plan_matrix *matrix = &job->plan.matrices[m];
         int64_t group = fq_plan_describe(matrix).matrix.group;

@@ -95,9 +95,10 @@ struct fq_quantize_options {
 
 struct fq_quantize_summary {
     size_t layers, kept_dense, asymmetric;
-    size_t uneven;                          /* K no multiple of the group: vLLM refuses those */
-    size_t unusual;                         /* 3 bits, or groups that vLLM's GPU kernels lack */
-    int64_t weights;                        /* quantized ones */
+    size_t uneven;   /* K no multiple of the group: vLLM refuses those */
+    size_t unsuited; /* tensors left dense: transposed, or of other types than F32, F16, BF16 */
+    size_t unusual;  /* 3 bits, or groups that vLLM's GPU kernels lack */
+    int64_t weights; /* quantized ones */
     uint64_t bytes_before, bytes_after;     /* of the quantized layers' weights */
     uint64_t tensors_before, tensors_after; /* of all tensors, in bytes */
     double error;                           /* summed over the layers written now */

@@ -246,6 +246,9 @@ static int collect_tensor(struct fq_plan *plan, const struct fq_checkpoint_tenso
     bool wanted, transposed;
     int rc;
 
+    if (!float_type(tensor) && tensor->dtype[0] == 'F' && tensor->rank == 2 &&
+        module_length(tensor) > 0) /* F64, F8 */
+        plan->unsuited++;
     if (!module)
         return length ? fq_fail(err, FQ_NO_MEMORY, "no memory for names") : 0;
     if (tensor->rank == 3) {
@@ -256,6 +259,7 @@ static int collect_tensor(struct fq_plan *plan, const struct fq_checkpoint_tenso
         transposed = fq_checkpoint_is_transposed(plan->checkpoint, module);
     }
     if (transposed || !is_included(plan, module, wanted)) {
+        plan->unsuited += transposed && is_included(plan, module, tensor->rank == 2 || wanted);
         free(module);
         return 0;
     }

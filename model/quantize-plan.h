@@ -40,6 +40,8 @@ struct fq_plan {
     size_t count;
     struct fq_plan_unit *units;
     size_t unit_count;
+    size_t
+        unsuited; /* tensors that are layers by their names, but transposed or no F32, F16, BF16 */
 };
 
 /* Opens IN, finds the matrices and applies the rules. */

@@ -264,6 +264,8 @@ def check_rules(work, random):
     write_checkpoint(transposed, tensors, model_type="llama4")
     quantize(transposed, transposed + "-out")
     assert sorted(matrices_of(transposed + "-out")) == sorted(attention)
+    told = run(transposed, transposed + "-plan", "--dry-run")
+    assert "2 tensors of layers stay dense" in told.stdout, told
     name = "model.layers.0.mlp.experts.gate_up_proj"
     assert np.array_equal(read_checkpoint(transposed + "-out")[name], tensors[name])
     assert name in read_quantization(transposed + "-out")["ignore"]
