@@ -192,7 +192,7 @@ static int run(char **arguments, struct fq_error *err) {
     rc = fq_quantize_checkpoint(arguments[0], arguments[1], &quantize, &summary, err);
     if (rc == 0)
         rc = quantize_report_end(&report, &quantize, &summary, err);
-    else if (rc == -FQ_CANCELLED && !quantize.dry_run)
+    else if (summary.resumable)
         fq_fail_in(err, "%.200s.partial is kept, the same command goes on", arguments[1]);
     if (rc == 0 && compare_copy && !quantize.dry_run)
         rc = quantize_report_copy(&report, &summary, err);

@@ -427,10 +427,19 @@ static int write_all(struct job *job, const char *in, struct fq_error *err) {
     return fq_output_directory_commit(&job->output, err);
 }
 
+static bool has_shards(const struct job *job) {
+    size_t found = 0;
+
+    if (job->writer)
+        fq_checkpoint_writer_shards(job->writer, &found);
+    return found > 0;
+}
+
 int fq_quantize_checkpoint(const char *in, const char *out,
                            const struct fq_quantize_options *options,
                            struct fq_quantize_summary *summary, struct fq_error *err) {
     struct job job = {.options = options, .summary = summary, .output = {.parentfd = -1, .fd = -1}};
+    bool failed = false; /* to write */
     int rc;
 
     *summary = (struct fq_quantize_summary){0};
@@ -445,10 +454,14 @@ int fq_quantize_checkpoint(const char *in, const char *out,
                      options->bits);
     if (rc == 0)
         rc = report_layers(&job, err);
-    if (rc == 0 && !options->dry_run)
+    if (rc == 0 && !options->dry_run) {
         rc = write_all(&job, in, err);
+        failed = rc == -FQ_IO;
+    }
 out:
-    job.output.keep = job.output.keep || rc == -FQ_CANCELLED;
+    /* a full disk does not take away what was finished before it was full */
+    summary->resumable = !options->dry_run && (rc == -FQ_CANCELLED || (failed && has_shards(&job)));
+    job.output.keep = job.output.keep || summary->resumable;
     free(job.steps);
     fq_checkpoint_writer_free(job.writer);
     fq_plan_fini(&job.plan);

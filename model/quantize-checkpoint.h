@@ -103,6 +103,7 @@ struct fq_quantize_summary {
     uint64_t tensors_before, tensors_after; /* of all tensors, in bytes */
     double error;                           /* summed over the layers written now */
     size_t shards, shards_kept;             /* kept: finished by an earlier run */
+    bool resumable;                         /* it failed, and what is finished waits for the next */
     bool budgeted;                          /* the rest holds under a budget */
     uint64_t allowed;                       /* for the quantized weights */
     double expected;                        /* summed error of the choice, as measured for it */

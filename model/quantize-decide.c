@@ -8,6 +8,7 @@
 
 #include "compressed-tensors.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -253,18 +254,27 @@ static int measure(struct decision *decision, const struct fq_plan_unit *unit,
     return 0;
 }
 
-/* What the budget leaves for the matrices that it decides on. */
-static uint64_t allowance(const struct fq_plan *plan, struct fq_quantize_summary *summary) {
-    const struct fq_quantize_options *options = plan->options;
-    uint64_t others = 0, fixed = 0;
-    double weights = 0, total;
+/* Bytes of the tensors that are copied as they are. */
+static uint64_t other_bytes(const struct fq_plan *plan) {
+    uint64_t others = 0;
 
     for (size_t t = 0; t < fq_checkpoint_tensor_count(plan->checkpoint); t++)
         others += fq_checkpoint_tensor(plan->checkpoint, t)->bytes;
+    for (size_t m = 0; m < plan->count; m++)
+        others -= plan->matrices[m].bytes;
+    return others;
+}
+
+/* What the budget leaves for the matrices that it decides on. */
+static uint64_t allowance(const struct fq_plan *plan, struct fq_quantize_summary *summary) {
+    const struct fq_quantize_options *options = plan->options;
+    const uint64_t others = other_bytes(plan);
+    uint64_t fixed = 0;
+    double weights = 0, total;
+
     for (size_t m = 0; m < plan->count; m++) {
         const struct fq_plan_matrix *matrix = &plan->matrices[m];
 
-        others -= matrix->bytes;
         weights += (double)matrix->dense.n * (double)matrix->dense.k;
         if (matrix->overridden)
             fixed += fq_plan_bytes(matrix, matrix->bits, matrix->group, false);
@@ -306,8 +316,13 @@ static int decide_by_budget(struct decision *decision, struct fq_quantize_summar
                            plan->matrices[unit->members[0]].name, kept_words)
                  : measure(decision, unit, options, units[count - 1].count, err);
     }
-    if (rc == 0 && decision->problems == 0)
+    if (rc == 0 && decision->problems == 0) {
         rc = fq_choose_by_budget(units, count, allowed, &summary->uniform, err);
+        if (rc == -FQ_INVALID && plan->options->budget)
+            fq_fail_in(err,
+                       "%" PRIu64 " bytes, of which tensors that stay as they are take %" PRIu64,
+                       plan->options->budget, other_bytes(plan));
+    }
     for (size_t c = 0; c < count && rc == 0 && decision->problems == 0; c++) {
         const struct fq_plan_unit *unit = &plan->units[of[c]];
         const struct fq_choose_option *option = &units[c].options[units[c].chosen];
