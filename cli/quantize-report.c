@@ -45,6 +45,8 @@ static void print_bar(struct quantize_report *report, const struct fq_quantize_p
     double part =
         progress->bytes_total ? (double)progress->bytes_done / (double)progress->bytes_total : 1;
     double seconds = now() - report->phase_begun, left = part > 0 ? seconds / part - seconds : 0;
+    /* not of the first moment, in which files finished earlier pass */
+    double rate = seconds > 0.1 ? (double)progress->bytes_done * 1e-9 / seconds : 0;
     size_t filled = (size_t)(part * (sizeof bar - 1));
 
     memset(bar, '.', sizeof bar - 1);
@@ -52,9 +54,7 @@ static void print_bar(struct quantize_report *report, const struct fq_quantize_p
     bar[sizeof bar - 1] = '\0';
     fprintf(stderr, "\r\033[K%s [%s] %3.0f%%, %zu of %zu layers, %.2f GB/s, %d:%02d left",
             progress->phase == FQ_QUANTIZE_MEASURE ? "looking" : "writing", bar, part * 100,
-            progress->layers_done, progress->layers,
-            seconds > 0 ? (double)progress->bytes_done * 1e-9 / seconds : 0, (int)left / 60,
-            (int)left % 60);
+            progress->layers_done, progress->layers, rate, (int)left / 60, (int)left % 60);
     report->bar = true;
 }
 

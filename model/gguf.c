@@ -286,7 +286,10 @@ static int read_file(struct fq_gguf_reader *reader) {
     int rc;
 
     if (!fq_gguf_take(&reader->cursor, 4, &magic) || memcmp(magic, "GGUF", 4) != 0)
-        return fq_fail(reader->err, FQ_FORMAT, "%s: does not begin with 'GGUF'", name);
+        return fq_fail(reader->err, FQ_FORMAT,
+                       "%s: does not begin with 'GGUF'; a checkpoint of other files is given by "
+                       "its directory",
+                       name);
     if (!fq_gguf_take_number(&reader->cursor, 4, &version) ||
         !fq_gguf_take_number(&reader->cursor, 8, &tensors) ||
         !fq_gguf_take_number(&reader->cursor, 8, &keys))

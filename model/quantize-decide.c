@@ -387,10 +387,11 @@ int fq_plan_decide(struct fq_plan *plan, struct fq_quantize_summary *summary,
             rc = decide_symmetry(&decision, &plan->units[u], err);
     }
     if (rc == 0 && decision.problems > 0)
-        rc = fq_fail(err, FQ_INVALID,
-                     "%zu tensors cannot be quantized; --allow-nonfinite takes NaN as 0 and "
-                     "infinities as large",
-                     decision.problems);
+        rc = fq_fail(err, FQ_INVALID, "%zu tensor%s cannot be quantized%s", decision.problems,
+                     decision.problems == 1 ? "" : "s",
+                     plan->options->method.allow_nonfinite
+                         ? ""
+                         : "; --allow-nonfinite takes NaN as 0 and infinities as large");
     keep_ambiguous(plan);
     return rc;
 }
