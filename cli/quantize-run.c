@@ -174,6 +174,8 @@ static const struct quantize_option options[] = {
 static int check(struct fq_error *err) {
     if (quantize.budget && quantize.bits_per_weight > 0)
         return fq_fail(err, FQ_USAGE, "--budget and --bits-per-weight say the same: give one");
+    if (quantize.loss == FQ_LOSS_ERROR && !quantize.budget && quantize.bits_per_weight <= 0)
+        return fq_fail(err, FQ_USAGE, "--minimize is for --budget or --bits-per-weight: give one");
     return 0;
 }
 

@@ -124,7 +124,7 @@ def check_refusals(source, work):
     status = {("--bits", "5"): 2, ("--group", "17"): 2, ("--shard-size", "0"): 2,
               ("--nonsense",): 2, ("--alpha", "1"): 2, ("--min-group", "8"): 2,
               ("--scale", "median"): 2, ("--override", "a=4"): 2, ("--override", "=4,64"): 2,
-              ("--budget", "1Q"): 2, ("--minimize", "cubes"): 2,
+              ("--budget", "1Q"): 2, ("--minimize", "cubes"): 2, ("--minimize", "error"): 2,
               ("--budget", "1G", "--bits-per-weight", "4"): 2,
               ("extra",): 2, (): 9}
     for arguments, expected in status.items():
