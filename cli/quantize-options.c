@@ -84,6 +84,7 @@ static const struct quantize_option *find(const struct quantize_command *command
 
 int quantize_parse(const struct quantize_command *command, int argc, char **argv, bool *helped,
                    char ***arguments, struct fq_error *err) {
+    static char program[] = "finequant-quantize";
     struct option longs[OPTIONS_MAX + 2] = {0};
     char shorts[2 * OPTIONS_MAX + 2] = "h";
     size_t count = 0, letters = 1;
@@ -104,6 +105,7 @@ int quantize_parse(const struct quantize_command *command, int argc, char **argv
     }
     longs[count] = (struct option){.name = "help", .has_arg = no_argument, .val = 'h'};
     optind = 1;
+    argv[0] = program; /* in getopt's messages; a command's own name otherwise */
     while ((answer = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
         const struct quantize_option *option = answer == 'h' ? NULL : find(command, answer);
 
