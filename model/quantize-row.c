@@ -239,8 +239,9 @@ static int report(const struct fq_row_fault *fault, struct fq_error *err) {
                    (long long)fault->row, (long long)fault->column, fabs((double)fault->value));
 }
 
-int fq_rows(const struct fq_dense *dense, bool allow_nonfinite, fq_row_body body, void *context,
-            struct fq_error *err) {
+int fq_rows(const struct fq_dense *dense, const struct fq_row_list *list, bool allow_nonfinite,
+            fq_row_body body, void *context, struct fq_error *err) {
+    const int64_t count = list ? list->count : dense->n;
     struct fq_row_fault first = {.kind = FQ_ROW_FINE};
     bool memory = true;
 
@@ -250,13 +251,14 @@ int fq_rows(const struct fq_dense *dense, bool allow_nonfinite, fq_row_body body
         bool ready = row_init(&row, dense->k, NULL) == 0;
 
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < dense->n; n++) {
+        for (int64_t n = 0; n < count; n++) {
             struct fq_row_fault fault = {.kind = FQ_ROW_FINE};
+            const int64_t at = list ? list->rows[n] : n;
 
-            if (ready && row_load(&row, dense, n, allow_nonfinite, &fault) &&
+            if (ready && row_load(&row, dense, at, allow_nonfinite, &fault) &&
                 body(&row, n, context, &fault))
                 continue;
-            fault.row = n;
+            fault.row = at;
 #pragma omp critical(fq_quantize_fault)
             if (!ready)
                 memory = false;

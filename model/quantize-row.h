@@ -52,9 +52,14 @@ double fq_row_error(const struct fq_row *row, int64_t column, int64_t count,
 /* What is done with row n once it is loaded; false, with *fault filled in, where it cannot be. */
 typedef bool (*fq_row_body)(struct fq_row *row, int64_t n, void *context,
                             struct fq_row_fault *fault);
-/* Loads every row and calls BODY, rows shared among threads.  -FQ_INVALID for the topmost fault,
- * -FQ_NO_MEMORY. */
-int fq_rows(const struct fq_dense *dense, bool allow_nonfinite, fq_row_body body, void *context,
-            struct fq_error *err);
+/* Some of a matrix's rows; n is then the place in the list. */
+struct fq_row_list {
+    const int64_t *rows;
+    int64_t count;
+};
+/* Loads every row, or those of LIST where it is not NULL, and calls BODY, rows shared among
+ * threads.  -FQ_INVALID for the topmost fault, -FQ_NO_MEMORY. */
+int fq_rows(const struct fq_dense *dense, const struct fq_row_list *list, bool allow_nonfinite,
+            fq_row_body body, void *context, struct fq_error *err);
 
 #endif

@@ -120,7 +120,7 @@ int fq_quantize(const struct fq_dense *dense, const struct fq_quantize_method *m
     }
     out.scales = out.codes + code_bytes;
     out.zeros = method->asymmetric ? out.scales + 2 * count : NULL;
-    rc = fq_rows(dense, method->allow_nonfinite, quantize_row, &out, err);
+    rc = fq_rows(dense, NULL, method->allow_nonfinite, quantize_row, &out, err);
     if (rc < 0)
         goto out;
     if (error)

@@ -66,5 +66,11 @@ struct fq_quantize_trial {
 /* Measures all trials in one pass over W, with method's scale rule. */
 int fq_quantize_measure(const struct fq_dense *dense, const struct fq_quantize_method *method,
                         struct fq_quantize_trial *trials, size_t count, struct fq_error *err);
+/* The same, but for a large matrix an estimate from the ranges of all rows and trials on 256 of
+ * them; quantize-measure.c says how far that is off. */
+int fq_quantize_estimate(const struct fq_dense *dense, const struct fq_quantize_method *method,
+                         struct fq_quantize_trial *trials, size_t count, struct fq_error *err);
+/* Whether it is an estimate. */
+bool fq_quantize_is_sampled(const struct fq_dense *dense);
 
 #endif

@@ -162,6 +162,85 @@ static void error_is_the_relative_frobenius_norm(void **state) {
     free(data);
 }
 
+/* Sums of three uniform numbers, which lie like normal ones; the same every time. */
+static void fill(float *weights, size_t count) {
+    uint32_t seed = 17;
+
+    for (size_t i = 0; i < count; i++) {
+        weights[i] = -1.5f;
+        for (int j = 0; j < 3; j++) {
+            seed = seed * 1664525u + 1013904223u;
+            weights[i] += (float)(seed >> 8) / 16777216.0f;
+        }
+    }
+}
+
+static struct fq_quantize_trial estimated[12], measured[12];
+
+/* The largest relative difference of an estimate. */
+static double furthest(const struct fq_dense *dense) {
+    static const int64_t groups[] = {0, 128, 32, 16};
+    static const int bits[] = {3, 4, 8};
+    const struct fq_quantize_method method = {.scale = FQ_SCALE_MSE};
+    struct fq_error err;
+    double most = 0;
+
+    for (size_t i = 0; i < 12; i++)
+        estimated[i] = measured[i] =
+            (struct fq_quantize_trial){.bits = bits[i / 4], .group = groups[i % 4]};
+    assert_int_equal(fq_quantize_measure(dense, &method, measured, 12, &err), 0);
+    assert_int_equal(fq_quantize_estimate(dense, &method, estimated, 12, &err), 0);
+    for (size_t i = 0; i < 12; i++)
+        most = fmax(most, fabs(estimated[i].error / measured[i].error - 1));
+    return most;
+}
+
+static void estimates_are_near_what_is_measured(void **state) {
+    const int64_t n = 2048, k = 512;
+    float *weights = malloc((size_t)(n * k) * sizeof *weights);
+    struct fq_dense dense = {.n = n, .k = k, .type = FQ_F32, .data = weights};
+
+    (void)state;
+    assert_non_null(weights);
+    fill(weights, (size_t)(n * k));
+    assert_true(fq_quantize_is_sampled(&dense));
+    assert_true(furthest(&dense) < 0.005);
+    weights[1234 * k + 99] = 300; /* most of the error per channel is this row's */
+    for (int64_t i = 0; i < k; i++)
+        weights[77 * k + i] *= 40;
+    assert_true(furthest(&dense) < 0.005);
+    for (int64_t row = 0; row < n; row++) /* every eighth row, as heads might be, is larger */
+        for (int64_t i = 0; row % 8 == 3 && i < k; i++)
+            weights[row * k + i] *= 5;
+    assert_true(furthest(&dense) < 0.01);
+    for (int64_t row = 0; row < n; row++)
+        weights[row * k + 200] *= 30;
+    assert_true(furthest(&dense) < 0.02);
+    assert_true(furthest(&dense) > 0); /* else nothing was estimated */
+    dense.n = 1000;
+    assert_false(fq_quantize_is_sampled(&dense));
+    assert_true(furthest(&dense) == 0);
+    free(weights);
+}
+
+static void estimates_name_what_is_not_finite(void **state) {
+    const int64_t n = 2048, k = 512;
+    float *weights = calloc((size_t)(n * k), sizeof *weights);
+    struct fq_dense dense = {.n = n, .k = k, .type = FQ_F32, .data = weights};
+    struct fq_quantize_trial trial = {.bits = 4, .group = 64};
+    struct fq_error err;
+
+    (void)state;
+    assert_non_null(weights);
+    assert_int_equal(fq_quantize_estimate(&dense, &absmax, &trial, 1, &err), 0);
+    assert_true(trial.error == 0);
+    weights[1999 * k + 7] = NAN;
+    assert_int_equal(fq_quantize_estimate(&dense, &absmax, &trial, 1, &err), -FQ_INVALID);
+    if (!strstr(err.message, "row 1999, column 7 is NaN"))
+        fail_msg("%s", err.message);
+    free(weights);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(matches_a_float64_loop),
@@ -169,6 +248,8 @@ int main(void) {
         cmocka_unit_test(names_the_first_weight_that_is_not_finite),
         cmocka_unit_test(zero_weights_have_no_error),
         cmocka_unit_test(error_is_the_relative_frobenius_norm),
+        cmocka_unit_test(estimates_are_near_what_is_measured),
+        cmocka_unit_test(estimates_name_what_is_not_finite),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL) ? 1 : 0;
