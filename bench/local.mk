@@ -10,6 +10,7 @@ EXTRA_DIST += bench/results/kernels-h200.csv bench/results/compute-sanitizer-h20
 # What the quantizer's choices are worth, and how fast it is.
 EXTRA_DIST += bench/quantizer-evidence.py bench/quantizer-rate.py \
 	bench/results/quantizer-minilm.csv bench/results/quantizer-minilm-matrices.csv \
-	bench/results/quantizer-minilm-equal-bytes.csv bench/results/quantizer-outliers.csv \
+	bench/results/quantizer-minilm-equal-bytes.csv bench/results/quantizer-minilm-alpha.csv \
+	bench/results/quantizer-outliers.csv \
 	bench/results/quantizer-outliers-equal-bytes.csv bench/results/quantizer-rate.csv \
 	bench/results/quantizer-minilm.svg

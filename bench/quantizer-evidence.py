@@ -28,12 +28,24 @@ import minilm
 from checkpoint import write_checkpoint
 
 GROUPS = ("channel", "K/2", "256", "128", "64", "32", "16")
+ALPHAS = ("0.02", "0.03", "0.05", "0.075", "0.1")
 HALF = "encoder.layer.?.output.dense"  # K = 1536, all others 384
 
 # What a budget of a uniform choice's bytes is given to: the columns of the tables of equal bytes.
 EQUAL = {"auto": lambda bits: ("--bits", str(bits)),
          "with_zero_points": lambda bits: ("--bits", str(bits), "--asymmetric"),
          "any_width": lambda bits: ()}
+
+
+
+def interpolated(uniform, size):
+    """What uniform groups would have in so many bytes, between the two (bytes, value, ...) around them."""
+    for below, above in zip(uniform, uniform[1:]):
+        if below[0] <= size <= above[0]:
+            part = (size - below[0]) / (above[0] - below[0])
+            return [b + (a - b) * part for b, a in zip(below[1:], above[1:])]
+    raise ValueError(size)
+
 
 # ---- sentences: 240 of this grammar, the same every time --------------------------------------------
 
@@ -189,6 +201,10 @@ def run_minilm(options):
                             ("bits", "uniform_group", "uniform_bytes", "uniform_error", "uniform_cosine",
                              *(f"{what}_{way}" for way in EQUAL for what in ("bytes", "error", "cosine"))))
 
+        alphas, by_alpha = table(options.results, "quantizer-minilm-alpha.csv", command,
+                                 ("bits", "alpha", "minimize", "bits_per_weight", "bytes", "summed_error",
+                                  "uniform_error", "less_error", "mean_cosine", "uniform_cosine"))
+
         def measure(bits, group, scale, *arguments):
             out, report, matrices = quantize(*arguments, "--scale", scale)
             cosine = (daemon.embed(out, tensors, tokens) * truth).sum(1)
@@ -200,7 +216,7 @@ def run_minilm(options):
             whole.flush()
             return report["bytes_after"], summed(matrices), cosine.mean()
 
-        dense = None
+        dense, uniform = None, {4: [], 3: []}
         for bits in (8, 4, 3):
             for scale in ("absmax", "mse"):
                 for group in GROUPS + ("auto", "auto, zero points"):
@@ -212,6 +228,7 @@ def run_minilm(options):
                     if dense is None:
                         dense = sum(t.nbytes for t in tensors.values()) - sum(
                             tensors[name + ".weight"].nbytes for name in minilm.linear_shapes())
+                    uniform[bits].append((size, error, cosine))
                     row = [bits, group, size, f"{error:.5f}", f"{cosine:.6f}"]
                     for way in EQUAL.values():
                         out, report, matrices = quantize("--budget", str(size + dense), *way(bits))
@@ -219,10 +236,21 @@ def run_minilm(options):
                         row += [report["bytes_after"], f"{summed(matrices):.5f}", f"{mine:.6f}"]
                     equal.writerow(row)
                     even.flush()
+        for bits, same in uniform.items():
+            for alpha in ALPHAS:
+                for loss in ("squares", "error"):
+                    out, report, matrices = quantize("--bits", str(bits), "--alpha", alpha, "--minimize", loss)
+                    cosine = (daemon.embed(out, tensors, tokens) * truth).sum(1).mean()
+                    size, error = report["bytes_after"], summed(matrices)
+                    theirs = interpolated(same, size)
+                    by_alpha.writerow((bits, alpha, loss, f"{report['bits_per_weight']:.4f}", size,
+                                       f"{error:.5f}", f"{theirs[0]:.5f}", f"{1 - error / theirs[0]:.2%}",
+                                       f"{cosine:.6f}", f"{theirs[1]:.6f}"))
+                    alphas.flush()
         for width in ("3.3", "3.5", "4.0", "4.25", "4.5", "5.0", "6.0"):
             measure("mixed", "auto", "mse", "--bits-per-weight", width)
         daemon.stop()
-        for file in (whole, parts, even):
+        for file in (whole, parts, even, alphas):
             file.close()
 
 

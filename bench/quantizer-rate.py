@@ -5,7 +5,8 @@
     bench/quantizer-rate.py --layers 32 --program build/finequant-quantize --csv FILE DIR
 
 writes seeded bf16 weights into DIR (13 GB for 32 layers; they stay until the end), drops them from the
-page cache, quantizes them in several ways, each beside a plain copy on the same disk, and removes it all.
+page cache, quantizes them in several ways, each beside a plain copy on the same disk, plans a budget (a dry
+run), and removes it all.  --ways 0 plans only.
 """
 import argparse
 import csv
@@ -25,6 +26,7 @@ WAYS = (("auto, mse (the default)", ()),
         ("auto, absmax", ("--scale", "absmax")),
         ("group 64, mse", ("--group", "64")),
         ("group 64, absmax", ("--group", "64", "--scale", "absmax")))
+PLAN = ("planning --bits-per-weight 4.3", ("--bits-per-weight", "4.3", "--dry-run"))
 
 
 def shapes(layer):
@@ -89,8 +91,8 @@ def measure(program, source, out, arguments):
     if process.returncode:
         sys.exit(complaint)
     report = json.loads(said)
-    ours, copied = (float(x) for x in re.findall(r"([\d.]+) GB/s", complaint))
-    return report["seconds"], ours, copied, report["peak_resident_bytes"] / 1e6
+    rates = [float(x) for x in re.findall(r"([\d.]+) GB/s", complaint)]  # none of a plan
+    return report["seconds"], *(rates or ("", "")), report["peak_resident_bytes"] / 1e6
 
 
 def main():
@@ -109,12 +111,13 @@ def main():
                    f"{os.cpu_count()} cores\n")
         table.writerow(("way", "input_gb", "seconds", "gb_per_s", "copy_gb_per_s", "peak_mb"))
         size = sum(os.path.getsize(os.path.join(source, n)) for n in os.listdir(source)) / 1e9
-        for what, arguments in WAYS[:options.ways]:
+        for what, arguments in (*WAYS[:options.ways], PLAN):
             forget(source)
             seconds, ours, copied, peak = measure(options.program, source, out, arguments)
             table.writerow((what, f"{size:.2f}", f"{seconds:.1f}", ours, copied, f"{peak:.0f}"))
             file.flush()
-            shutil.rmtree(out)
+            if os.path.exists(out):
+                shutil.rmtree(out)
     shutil.rmtree(source)
 
 

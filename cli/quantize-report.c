@@ -144,29 +144,52 @@ static void group_text(int64_t group, bool channel, char text[24]) {
         snprintf(text, 24, "%" PRId64, group);
 }
 
-static void explain_steps(const struct fq_quantize_explanation *explanation) {
-    const struct fq_choose_step *steps = explanation->steps;
-    const struct fq_choose_step *chosen = &steps[explanation->chosen];
+/* Of a step: what alpha's walk chose, and what the choice came to be. */
+static const char *mark_of(const struct fq_quantize_explanation *explanation, size_t step) {
+    return step == explanation->chosen ? "->" : step == explanation->walked ? " *" : "  ";
+}
+
+static void explain_step(const struct fq_quantize_explanation *explanation, size_t i) {
+    const struct fq_choose_step *step = &explanation->steps[i], *before = step - (i > 0);
     char text[24];
 
-    puts("       group  scale bits  error to expect  gain a halving  worth in bits");
-    for (size_t i = 0; i < explanation->step_count; i++) {
-        group_text(steps[i].group, i == 0, text);
-        printf("  %s %8s %11.4f %16.4f", i == explanation->chosen ? "->" : "  ", text,
-               steps[i].bits, steps[i].error);
-        if (i > 0 && steps[i].error > 0)
-            printf(" %14.1f%% %14.4f",
-                   100 * (1 - pow(steps[i].error / steps[i - 1].error,
-                                  1 / log2((double)steps[i - 1].group / (double)steps[i].group))),
-                   log2(steps[i - 1].error / steps[i].error));
-        putchar('\n');
-    }
-    group_text(chosen->group, explanation->chosen == 0, text);
-    printf("     %s: %s\n", text,
+    group_text(step->group, i == 0, text);
+    printf("  %s %8s %11.4f %16.4f", mark_of(explanation, i), text, step->bits, step->error);
+    if (i > 0 && step->error > 0)
+        printf(" %14.1f%% %14.4f",
+               100 * (1 - pow(step->error / before->error,
+                              1 / log2((double)before->group / (double)step->group))),
+               log2(before->error / step->error));
+    else if (explanation->options)
+        printf(" %15s %14s", "", "");
+    if (explanation->options)
+        printf("   %s%.4f", explanation->options[i].estimated ? "~" : " ",
+               explanation->options[i].error / (double)explanation->count);
+    putchar('\n');
+}
+
+static void explain_steps(const struct fq_quantize_explanation *explanation) {
+    const struct fq_choose_step *steps = explanation->steps;
+    char walked[24], chosen[24];
+
+    printf("       group  scale bits  error to expect  gain a halving  worth in bits%s\n",
+           explanation->options ? "  measured" : "");
+    for (size_t i = 0; i < explanation->step_count; i++)
+        explain_step(explanation, i);
+    group_text(steps[explanation->walked].group, explanation->walked == 0, walked);
+    group_text(steps[explanation->chosen].group, explanation->chosen == 0, chosen);
+    printf("     alpha: %s, %s\n", walked,
            explanation->stop == FQ_CHOOSE_FINEST  ? "the finest candidate"
            : explanation->stop == FQ_CHOOSE_ALPHA ? "no finer one gains alpha with each halving"
                                                   : "finer ones gain, but less than their scales "
                                                     "cost");
+    if (explanation->options)
+        printf("     its bytes shared out anew: %s, %s\n", chosen,
+               explanation->chosen > explanation->walked
+                   ? "with bytes that take away less in other matrices"
+               : explanation->chosen < explanation->walked
+                   ? "since the bytes take away more in other matrices"
+                   : "as before");
 }
 
 static void explain_options(const struct fq_quantize_explanation *explanation) {
@@ -176,8 +199,10 @@ static void explain_options(const struct fq_quantize_explanation *explanation) {
         char text[24];
 
         group_text(option->group, option->group == 0, text);
-        printf("  %s %4d %8s %6s %12" PRIu64 " %13.5f\n", i == explanation->chosen ? "->" : "  ",
-               option->bits, text, option->asymmetric ? "yes" : "no", option->bytes, option->error);
+        printf("  %s %4d %8s %6s %12" PRIu64 "      %s%.5f\n",
+               i == explanation->chosen ? "->" : "  ", option->bits, text,
+               option->asymmetric ? "yes" : "no", option->bytes, option->estimated ? "~" : " ",
+               option->error);
     }
 }
 
@@ -211,11 +236,12 @@ static int64_t peak_resident(void) {
 static json_t *uniform_json(const struct fq_quantize_summary *summary) {
     if (!summary->budgeted)
         return json_null();
-    return json_pack("{s:I, s:f, s:i, s:I, s:I, s:f}", "allowed", (json_int_t)summary->allowed,
+    return json_pack("{s:I, s:f, s:i, s:I, s:I, s:f, s:I}", "allowed", (json_int_t)summary->allowed,
                      "error", summary->expected, "uniform_bits", summary->uniform.bits,
                      "uniform_group", (json_int_t)summary->uniform.group, "uniform_bytes",
                      (json_int_t)summary->uniform.bytes, "uniform_error",
-                     summary->uniform.bits ? summary->uniform.error : 0.0);
+                     summary->uniform.bits ? summary->uniform.error : 0.0, "measured_before",
+                     (json_int_t)summary->measured_before);
 }
 
 static json_t *group_json(int64_t group) {
@@ -259,6 +285,8 @@ static void print_budget(const struct fq_quantize_summary *summary) {
                uniform->bits, text, uniform->error, uniform->bytes);
     else
         puts("no single width and group size fits");
+    if (summary->measured_before > 0)
+        printf("%zu layers had been measured by an earlier run\n", summary->measured_before);
 }
 
 int quantize_report_end(struct quantize_report *report, const struct fq_quantize_options *options,

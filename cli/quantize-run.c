@@ -14,11 +14,9 @@
 #include <string.h>
 
 #define SHARD_BYTES_DEFAULT ((uint64_t)5000000000)
-/* Normal weights have E max² of g of them under a group's scale, whose root falls by 0.065 to 0.071
- * a halving from 4096, 2048 and 1024 columns to 32: what gains no more is chance, not structure. */
-#define ALPHA_DEFAULT     0.075
-#define MIN_GROUP_DEFAULT 16
-#define RULES_MAX         256
+#define ALPHA_DEFAULT       FQ_CHOOSE_ALPHA_OF_CHANCE
+#define MIN_GROUP_DEFAULT   16
+#define RULES_MAX           256
 
 static struct fq_quantize_rule rules[RULES_MAX];
 static struct quantize_report report;
@@ -79,7 +77,7 @@ static bool parse_scale(const char *text, void *value) {
 }
 
 static bool parse_loss(const char *text, void *value) {
-    *(enum fq_budget_loss *)value = strcmp(text, "error") == 0 ? FQ_LOSS_ERROR : FQ_LOSS_SQUARES;
+    *(enum fq_loss *)value = strcmp(text, "error") == 0 ? FQ_LOSS_ERROR : FQ_LOSS_SQUARES;
     return strcmp(text, "error") == 0 || strcmp(text, "squares") == 0;
 }
 
@@ -142,7 +140,7 @@ static const struct quantize_option options[] = {
     {"bits-per-weight", 'w', "X", "the same for an average over the quantized weights, with scales",
      "is a number to 16", parse_width, &quantize.bits_per_weight},
     {"minimize", 0, "WHAT",
-     "of a budget: the sum of 'squares' of relative errors, by size (default), or of each 'error'",
+     "the sum of 'squares' of relative errors, by size (default), or of each 'error'",
      "are squares and error", parse_loss, &quantize.loss},
     {"scale", 0, "RULE", "'mse', which searches (default), or 'absmax', the paper's",
      "are mse and absmax", parse_scale, &quantize.method.scale},
@@ -174,8 +172,11 @@ static const struct quantize_option options[] = {
 static int check(struct fq_error *err) {
     if (quantize.budget && quantize.bits_per_weight > 0)
         return fq_fail(err, FQ_USAGE, "--budget and --bits-per-weight say the same: give one");
-    if (quantize.loss == FQ_LOSS_ERROR && !quantize.budget && quantize.bits_per_weight <= 0)
-        return fq_fail(err, FQ_USAGE, "--minimize is for --budget or --bits-per-weight: give one");
+    if (quantize.loss == FQ_LOSS_ERROR && !quantize.budget && quantize.bits_per_weight <= 0 &&
+        quantize.group != FQ_QUANTIZE_GROUP_AUTO)
+        return fq_fail(err, FQ_USAGE,
+                       "--minimize has no effect with a fixed --group unless there "
+                       "is a --budget or --bits-per-weight");
     return 0;
 }
 

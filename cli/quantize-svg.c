@@ -316,7 +316,7 @@ static void draw(struct picture *picture, const struct inspection *inspection) {
             "font-weight:bold}.head{font-size:14px;font-weight:bold}.small{font-size:12px}"
             ".light{fill:#fff}</style>\n<rect width='100%%' height='100%%' fill='#fff'/>\n",
             WIDTH, height, WIDTH, height);
-    snprintf(text, sizeof text, "%.100s: %zu matrices, %.2f bits a weight, %.1f MB",
+    snprintf(text, sizeof text, "%.100s: %zu matrices, %.3f bits a weight, %.1f MB",
              name && name[1] ? name + 1 : inspection->directory, inspection->count, bits,
              (double)inspection_bytes(inspection) / 1e6);
     put_text(picture, MARGIN, y, "class='title'", text);

@@ -9,7 +9,8 @@ libfqmodel_la_SOURCES = model/awq.c model/checkpoint.c model/checkpoint.h \
 	model/gptq.c model/disk-layout.c model/disk-layout.h model/output-directory.c \
 	model/output-directory.h model/pattern.c model/pattern.h model/quantize-checkpoint.c \
 	model/quantize-checkpoint.h model/quantize-choose.c model/quantize-choose.h \
-	model/quantize-decide.c model/quantize-plan.c model/quantize-plan.h \
+	model/quantize-decide.c model/quantize-decide.h model/quantize-decide-alpha.c \
+	model/quantize-decide-budget.c model/quantize-plan.c model/quantize-plan.h \
 	model/quantize.c model/quantize.h model/quantize-kernel.h \
 	model/quantize-measure.c model/quantize-row.c model/quantize-row.h model/safetensors.c \
 	model/safetensors.h model/safetensors-writer.c model/shards.c model/shards.h

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <libgen.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,10 +54,10 @@ static bool for_entries(int fd, bool (*visit)(int fd, const char *name)) {
     return all;
 }
 
+/* A state file that a killed process had not finished is ours; anything else is not. */
 static bool refuse(int fd, const char *name) {
     (void)fd;
-    (void)name;
-    return false;
+    return fnmatch(FQ_OUTPUT_STATE_FILE ".tmp-*", name, 0) == 0;
 }
 
 static bool remove_file(int fd, const char *name) {
@@ -139,11 +140,13 @@ static int create(struct fq_output_directory *output, const char *name, struct f
 
 int fq_output_directory_json(struct fq_output_directory *output, const char *name,
                              const json_t *json, struct fq_error *err) {
+    char unfinished[NAME_MAX + 1];
     FILE *stream;
     bool written;
-    int fd = create(output, name, err);
+    int fd, rc = 0;
 
-    if (fd < 0)
+    snprintf(unfinished, sizeof unfinished, "%s.tmp-%ld", name, (long)getpid());
+    if ((fd = create(output, unfinished, err)) < 0)
         return fd;
     stream = fdopen(fd, "w");
     if (!stream) {
@@ -152,9 +155,11 @@ int fq_output_directory_json(struct fq_output_directory *output, const char *nam
     }
     written = json_dumpf(json, stream, JSON_INDENT(2)) == 0 && fputc('\n', stream) != EOF &&
               fflush(stream) == 0 && fsync(fd) == 0;
-    if (fclose(stream) != 0 || !written)
-        return fq_fail_errno(err, "%s: writing", name);
-    return 0;
+    if (fclose(stream) != 0 || !written || renameat(output->fd, unfinished, output->fd, name) < 0) {
+        rc = fq_fail_errno(err, "%s: writing", name);
+        unlinkat(output->fd, unfinished, 0);
+    }
+    return rc;
 }
 
 static int write_all(int fd, const char *bytes, size_t count) {

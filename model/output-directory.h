@@ -34,7 +34,7 @@ int fq_output_directory_init(struct fq_output_directory *output, const char *pat
                              struct fq_error *err);
 /* Removes what an earlier run left. */
 void fq_output_directory_clear(struct fq_output_directory *output);
-/* Writes and syncs one JSON file, over an older one. */
+/* Writes and syncs one JSON file, which takes the place of an older one at once. */
 int fq_output_directory_json(struct fq_output_directory *output, const char *name,
                              const json_t *json, struct fq_error *err);
 /* Copies the files beside the weights: configuration, tokenizer, vocabulary, texts.  A

@@ -6,9 +6,9 @@
  * Last the index, config.json and the files beside.
  *
  * The partial directory begins with a state file: what was asked of which files,
- * and the schemes that were chosen.  A later run that asks the same takes the
- * schemes and every shard that has its final name, which a shard gets once it is
- * synced.
+ * and the schemes that were chosen, or until they are what was measured for them.
+ * A later run that asks the same takes that, and every shard that has its final
+ * name, which a shard gets once it is synced.
  */
 #include "quantize-checkpoint.h"
 
@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 /* One step: a matrix, or what is copied. */
@@ -367,39 +368,88 @@ static json_t *fingerprint(const struct job *job, const char *in) {
                      "rules", rules, "files", files);
 }
 
-/* Takes up the earlier run's choices; false, and an empty directory, where it asked otherwise. */
-static bool resume(struct job *job, const json_t *asked) {
+/* Takes up what the earlier run wrote; false, and an empty directory, where it asked otherwise.
+ * *MEASURED, unless there are choices, is what it had measured for them. */
+static bool resume(struct job *job, const json_t *asked, json_t **measured) {
     json_t *state = NULL;
     bool same = job->output.found &&
                 fq_directory_json(job->output.fd, FQ_OUTPUT_STATE_FILE, &state, NULL) == 0 &&
-                json_equal(json_object_get(state, "asked"), asked) &&
-                fq_plan_take_choices(&job->plan, json_object_get(state, "choices")) == 0;
+                json_equal(json_object_get(state, "asked"), asked);
+    bool decided = same && fq_plan_take_choices(&job->plan, json_object_get(state, "choices")) == 0;
+
+    if (same && !decided)
+        *measured = json_incref(json_object_get(state, "measured"));
+    json_decref(state);
+    if (!decided && !*measured)
+        fq_output_directory_clear(&job->output);
+    return decided;
+}
+
+/* What is kept of planning, and when it was last written. */
+struct notebook {
+    struct job *job;
+    json_t *asked;
+    struct fq_plan_notes notes;
+    double saved; /* seconds of the monotonic clock; 0: never */
+};
+
+/* Seconds between two writings of what was measured. */
+#define NOTES_INTERVAL 5.0
+
+static double seconds(void) {
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
+/* The state, with what was decided or measured. */
+static int write_state(struct job *job, json_t *asked, const char *what, json_t *of,
+                       struct fq_error *err) {
+    json_t *state = json_pack("{s:O, s:O}", "asked", asked, what, of);
+    int rc = state ? fq_output_directory_json(&job->output, FQ_OUTPUT_STATE_FILE, state, err)
+                   : fq_fail(err, FQ_NO_MEMORY, "no memory for the plan");
 
     json_decref(state);
-    if (!same)
-        fq_output_directory_clear(&job->output);
-    return same;
+    return rc;
+}
+
+/* A failure costs a later run some time, no more. */
+static void save_notes(struct notebook *notebook) {
+    write_state(notebook->job, notebook->asked, "measured", notebook->notes.measured, NULL);
+    notebook->saved = seconds();
+}
+
+static void notes_added(void *context) {
+    struct notebook *notebook = context;
+
+    if (notebook->saved == 0 || seconds() - notebook->saved >= NOTES_INTERVAL)
+        save_notes(notebook);
 }
 
 static int decide(struct job *job, const char *in, struct fq_error *err) {
-    json_t *asked = fingerprint(job, in), *state;
-    int rc;
+    struct notebook notebook = {.job = job, .asked = fingerprint(job, in)};
+    json_t *choices = NULL;
+    int rc = 0;
 
-    if (!asked)
+    notebook.notes = (struct fq_plan_notes){.save = notes_added, .context = &notebook};
+    if (!notebook.asked)
         return fq_fail(err, FQ_NO_MEMORY, "no memory for the plan");
-    if (job->options->dry_run || !resume(job, asked)) {
-        rc = fq_plan_decide(&job->plan, job->summary, err);
-        if (rc < 0 || job->options->dry_run)
-            goto out;
-        state = json_pack("{s:O, s:o}", "asked", asked, "choices", fq_plan_choices(&job->plan));
-        rc = state ? fq_output_directory_json(&job->output, FQ_OUTPUT_STATE_FILE, state, err)
-                   : fq_fail(err, FQ_NO_MEMORY, "no memory for the plan");
-        json_decref(state);
-    } else {
-        rc = 0;
+    if (job->options->dry_run) {
+        rc = fq_plan_decide(&job->plan, job->summary, NULL, err);
+    } else if (!resume(job, notebook.asked, &notebook.notes.measured)) {
+        if (!notebook.notes.measured)
+            notebook.notes.measured = json_object();
+        rc = fq_plan_decide(&job->plan, job->summary, &notebook.notes, err);
+        if (rc == -FQ_CANCELLED && json_object_size(notebook.notes.measured) > 0)
+            save_notes(&notebook);
+        choices = rc == 0 ? fq_plan_choices(&job->plan) : NULL;
+        if (rc == 0)
+            rc = write_state(job, notebook.asked, "choices", choices, err);
     }
-out:
-    json_decref(asked);
+    json_decref(choices);
+    json_decref(notebook.notes.measured);
+    json_decref(notebook.asked);
     return rc;
 }
 

@@ -55,17 +55,20 @@ struct fq_quantize_progress {
 struct fq_quantize_explanation {
     const char *const *names;
     size_t count;
-    int bits;                           /* of the steps */
     const struct fq_choose_step *steps; /* of --group auto, else NULL */
     size_t step_count;
-    enum fq_choose_stop stop;
-    const struct fq_choose_option *options; /* of a budget, else NULL */
+    enum fq_choose_stop stop; /* of alpha's walk, */
+    size_t walked;            /* and where it stopped */
+    /* Of a budget, or as many as steps for a unit that the second step of auto chooses for, too;
+     * else NULL. */
+    const struct fq_choose_option *options;
     size_t option_count;
     size_t chosen; /* of steps or options */
 };
 
-/* What a budget minimises the sum of, over matrices of N by K with the relative error e. */
-enum fq_budget_loss {
+/* What a budget, and the second step of --group auto, minimise the sum of, over matrices of N by K
+ * with the relative error e. */
+enum fq_loss {
     FQ_LOSS_SQUARES, /* √(N·K)·e² */
     FQ_LOSS_ERROR    /* e */
 };
@@ -78,7 +81,7 @@ struct fq_quantize_options {
     struct fq_quantize_method method; /* asymmetric: where it pays */
     uint64_t budget;                  /* bytes of all tensors written; 0: none */
     double bits_per_weight;           /* the same, of the quantized weights; 0: none */
-    enum fq_budget_loss loss;         /* of either */
+    enum fq_loss loss;                /* of either, and of auto */
     const struct fq_quantize_rule *rules;
     size_t rule_count;
     uint64_t shard_bytes; /* a new file is begun where this would be passed */
@@ -107,6 +110,7 @@ struct fq_quantize_summary {
     bool budgeted;                          /* the rest holds under a budget */
     uint64_t allowed;                       /* for the quantized weights */
     double expected;                        /* summed error of the choice, as measured for it */
+    size_t measured_before;                 /* layers whose candidates an earlier run measured */
     struct fq_choose_uniform uniform;       /* the best of one width and group size */
 };
 

@@ -319,34 +319,65 @@ static size_t nearest(const struct fq_choose_unit *unit, int bits, int64_t group
     return best == SIZE_MAX ? cheapest(unit) : best;
 }
 
-/* Tries every width and group size that any unit has; leaves the best in the units' choices. */
-static void best_uniform(struct fq_choose_unit *units, size_t count, uint64_t budget,
-                         struct fq_choose_uniform *uniform) {
-    *uniform = (struct fq_choose_uniform){.error = INFINITY};
+void fq_choose_take_uniform(struct fq_choose_unit *units, size_t count,
+                            const struct fq_choose_uniform *uniform) {
+    for (size_t u = 0; u < count; u++)
+        units[u].chosen = nearest(&units[u], uniform->bits, uniform->group);
+}
+
+/* Whether one of the units before U has the width and group of one of U's options, too. */
+static bool is_seen(const struct fq_choose_unit *units, size_t u,
+                    const struct fq_choose_option *option) {
+    for (size_t v = 0; v < u; v++)
+        for (size_t j = 0; j < units[v].count; j++)
+            if (units[v].options[j].bits == option->bits &&
+                units[v].options[j].group == option->group)
+                return true;
+    return false;
+}
+
+/* Into a list sorted by error, which has room for ROOM. */
+static size_t insert(struct fq_choose_uniform *list, size_t found, size_t room,
+                     const struct fq_choose_uniform *uniform) {
+    size_t at = found < room ? found : room;
+
+    if (at == room && list[room - 1].error <= uniform->error)
+        return found;
+    for (at = at == room ? room - 1 : at; at > 0 && list[at - 1].error > uniform->error; at--)
+        list[at] = list[at - 1];
+    list[at] = *uniform;
+    return found < room ? found + 1 : room;
+}
+
+size_t fq_choose_uniforms(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                          double margin, struct fq_choose_uniform *list, size_t room) {
+    size_t found = 0;
+
     for (size_t u = 0; u < count; u++) {
         for (size_t i = 0; i < units[u].count; i++) {
             const struct fq_choose_option *option = &units[u].options[i];
-            bool seen = false;
-            uint64_t bytes;
-            double error;
+            struct fq_choose_uniform uniform = {.bits = option->bits, .group = option->group};
 
-            for (size_t v = 0; v < u && !seen; v++) /* another unit had it: tried already */
-                for (size_t j = 0; j < units[v].count && !seen; j++)
-                    seen = units[v].options[j].bits == option->bits &&
-                           units[v].options[j].group == option->group;
-            if (seen || option->asymmetric)
+            if (option->asymmetric || is_seen(units, u, option))
                 continue;
-            for (size_t v = 0; v < count; v++)
-                units[v].chosen = nearest(&units[v], option->bits, option->group);
-            bytes = total_bytes(units, count);
-            error = total_error(units, count);
-            if (bytes <= budget && error < uniform->error)
-                *uniform = (struct fq_choose_uniform){
-                    .bits = option->bits, .group = option->group, .bytes = bytes, .error = error};
+            fq_choose_take_uniform(units, count, &uniform);
+            uniform.bytes = total_bytes(units, count);
+            uniform.error = total_error(units, count);
+            if (uniform.bytes <= budget)
+                found = insert(list, found, room, &uniform);
         }
     }
-    for (size_t v = 0; uniform->bits && v < count; v++)
-        units[v].chosen = nearest(&units[v], uniform->bits, uniform->group);
+    while (found > 1 && list[found - 1].error > list[0].error * (1 + margin))
+        found--;
+    return found;
+}
+
+/* Of every width and group size that any unit has; leaves the best in the units' choices. */
+static void best_uniform(struct fq_choose_unit *units, size_t count, uint64_t budget,
+                         struct fq_choose_uniform *uniform) {
+    *uniform = (struct fq_choose_uniform){.error = INFINITY};
+    if (fq_choose_uniforms(units, count, budget, 0, uniform, 1) > 0)
+        fq_choose_take_uniform(units, count, uniform);
 }
 
 /* The least loss in the budget, as far as it is found: from the cheapest choices on, and from the
@@ -433,5 +464,23 @@ int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t bud
 
     if (rc == 0 && uniform->bits && total_error(units, count) >= uniform->error)
         rc = least_error(units, count, budget, uniform, err);
+    return rc;
+}
+
+int fq_choose_again(struct fq_choose_unit *units, size_t count, struct fq_error *err) {
+    const double loss = total_loss(units, count), error = total_error(units, count);
+    size_t *walked = malloc(count * sizeof *walked + 1);
+    struct fq_choose_uniform uniform;
+    int rc;
+
+    if (!walked)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory to choose for %zu matrices", count);
+    for (size_t u = 0; u < count; u++)
+        walked[u] = units[u].chosen;
+    rc = fq_choose_by_budget(units, count, total_bytes(units, count), &uniform, err);
+    if (rc < 0 || (loss <= total_loss(units, count) && error <= total_error(units, count)))
+        for (size_t u = 0; u < count; u++)
+            units[u].chosen = walked[u];
+    free(walked);
     return rc;
 }

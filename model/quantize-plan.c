@@ -472,6 +472,10 @@ uint64_t fq_plan_bytes(const struct fq_plan_matrix *matrix, int bits, int64_t gr
            (asymmetric ? (n * (uint64_t)bits + 31) / 32 * 4 * groups : 0);
 }
 
+bool fq_plan_stays_dense(const struct fq_plan_matrix *matrix) {
+    return matrix->bits == 3 && !fq_ct_int3_is_plain(matrix->dense.k);
+}
+
 void fq_plan_read_ahead(const struct fq_plan *plan, size_t matrix) {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin;
     const struct fq_dense *dense;
@@ -518,7 +522,7 @@ int fq_plan_take_choices(struct fq_plan *plan, const json_t *choices) {
         matrix->bits = bits;
         matrix->group = group;
         matrix->asymmetric = asymmetric;
-        matrix->kept_dense = bits == 3 && !fq_ct_int3_is_plain(matrix->dense.k);
+        matrix->kept_dense = fq_plan_stays_dense(matrix);
     }
     return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Which matrices of a checkpoint are quantized, and how: found by quantize-plan.c,
- * decided by quantize-decide.c, written by quantize-checkpoint.c.  Internal to model/; one thread.
+ * decided by quantize-decide*.c, written by quantize-checkpoint.c.  Internal to model/; one thread.
  */
 #ifndef FQ_MODEL_QUANTIZE_PLAN_H
 #define FQ_MODEL_QUANTIZE_PLAN_H
@@ -57,13 +57,24 @@ struct fq_checkpoint_matrix fq_plan_describe(const struct fq_plan_matrix *matrix
 /* Bytes of the tensors that a matrix would be written as. */
 uint64_t fq_plan_bytes(const struct fq_plan_matrix *matrix, int bits, int64_t group,
                        bool asymmetric);
+/* Whether its layout could not be told from another, so that it is written as it is. */
+bool fq_plan_stays_dense(const struct fq_plan_matrix *matrix);
 /* Starts reading a matrix, if there is one of that index, while something else is computed. */
 void fq_plan_read_ahead(const struct fq_plan *plan, size_t matrix);
 /* Tells the kernel that the pages of a matrix will not be needed again soon. */
 void fq_plan_drop(const struct fq_plan_matrix *matrix);
 
-/* Chooses bits, group and zero points for every matrix; fills in the summary's budget. */
-int fq_plan_decide(struct fq_plan *plan, struct fq_quantize_summary *summary, struct fq_error *err);
+/* What planning has measured, so that a later run need not. */
+struct fq_plan_notes {
+    json_t *measured; /* of an earlier run of the same plan, or empty; an object, and added to */
+    void (*save)(void *context); /* called whenever something was added */
+    void *context;
+};
+
+/* Chooses bits, group and zero points for every matrix; fills in the summary's budget.  NOTES may
+ * be NULL. */
+int fq_plan_decide(struct fq_plan *plan, struct fq_quantize_summary *summary,
+                   struct fq_plan_notes *notes, struct fq_error *err);
 
 /* The choices as JSON, and back: 0, or -FQ_FORMAT where they are not of this plan. */
 json_t *fq_plan_choices(const struct fq_plan *plan);

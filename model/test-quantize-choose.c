@@ -206,12 +206,108 @@ static void budget_too_small_is_refused_with_the_least(void **state) {
         fail_msg("%s", err.message);
 }
 
+/* Where a walk might leave the units: one size for all, or sizes at random. */
+static void walk_somewhere(uint32_t seed, struct fq_choose_unit units[UNITS]) {
+    for (size_t u = 0; u < UNITS; u++)
+        units[u].chosen = seed % 3 ? next_random(&seed) % OPTIONS : seed % OPTIONS;
+}
+
+static void sharing_out_anew_costs_no_more_and_loses_nothing(void **state) {
+    double before = 0, after = 0;
+
+    (void)state;
+    for (uint32_t seed = 1; seed <= 300; seed++) {
+        struct fq_choose_unit units[UNITS];
+        struct fq_choose_option options[UNITS][OPTIONS];
+        struct fq_error err;
+        uint64_t walked_bytes, bytes;
+        double walked_error, walked_loss, error, loss;
+
+        make_units(seed, units, options);
+        walk_somewhere(seed, units);
+        sum(units, &walked_bytes, &walked_error, &walked_loss);
+        assert_int_equal(fq_choose_again(units, UNITS, &err), 0);
+        sum(units, &bytes, &error, &loss);
+        assert_true(bytes <= walked_bytes);
+        assert_true(loss <= walked_loss + 1e-12 || error < walked_error);
+        for (size_t i = 0; i < OPTIONS; i++) { /* no uniform choice in those bytes is better */
+            for (size_t u = 0; u < UNITS; u++)
+                units[u].chosen = i;
+            sum(units, &bytes, &walked_error, &(double){0});
+            if (bytes <= walked_bytes && error > walked_error + 1e-12)
+                fail_msg("seed %u: %g, uniform choice %zu has %g", seed, error, i, walked_error);
+        }
+        before += walked_loss;
+        after += loss;
+    }
+    assert_true(after < 0.8 * before); /* else it does nothing */
+}
+
+/* Two units whose groups gain alike, the one with four times the error: the walk, which sees gains
+ * alone, leaves both at the middle, and the bytes are better spent on the one. */
+static void bytes_go_where_they_take_away_more(void **state) {
+    static const struct fq_choose_option large[] = {
+        {.bits = 4, .group = 0, .bytes = 100, .error = 0.8, .loss = 0.64},
+        {.bits = 4, .group = 64, .bytes = 110, .error = 0.6, .loss = 0.36},
+        {.bits = 4, .group = 32, .bytes = 120, .error = 0.45, .loss = 0.2025}};
+    static const struct fq_choose_option small[] = {
+        {.bits = 4, .group = 0, .bytes = 100, .error = 0.2, .loss = 0.04},
+        {.bits = 4, .group = 64, .bytes = 110, .error = 0.15, .loss = 0.0225},
+        {.bits = 4, .group = 32, .bytes = 120, .error = 0.1125, .loss = 0.01265625}};
+    struct fq_choose_unit units[] = {{.k = 256, .options = large, .count = 3, .chosen = 1},
+                                     {.k = 256, .options = small, .count = 3, .chosen = 1}};
+    struct fq_error err;
+
+    (void)state;
+    assert_int_equal(fq_choose_again(units, 2, &err), 0);
+    assert_int_equal(units[0].chosen, 2);
+    assert_int_equal(units[1].chosen, 0);
+    assert_int_equal(fq_choose_again(units, 0, &err), 0);
+}
+
+static void uniform_choices_come_best_first(void **state) {
+    (void)state;
+    for (uint32_t seed = 1; seed <= 100; seed++) {
+        struct fq_choose_unit units[UNITS];
+        struct fq_choose_option options[UNITS][OPTIONS];
+        struct fq_choose_uniform list[3];
+        double errors[OPTIONS], best = INFINITY;
+        size_t within = 0, found;
+
+        make_units(seed, units, options);
+        for (size_t i = 0; i < OPTIONS; i++) {
+            errors[i] = 0;
+            for (size_t u = 0; u < UNITS; u++)
+                errors[i] += options[u][i].error;
+            best = errors[i] < best ? errors[i] : best;
+        }
+        for (size_t i = 0; i < OPTIONS; i++)
+            within += errors[i] <= best * 3;
+        found = fq_choose_uniforms(units, UNITS, UINT64_MAX, 2, list, 3);
+        assert_int_equal(found, within < 3 ? within : 3);
+        assert_true(fabs(list[0].error - best) < 1e-12);
+        for (size_t i = 0; i < found; i++) {
+            uint64_t bytes;
+            double error;
+
+            assert_true(i == 0 || list[i - 1].error <= list[i].error);
+            fq_choose_take_uniform(units, UNITS, &list[i]);
+            sum(units, &bytes, &error, &(double){0});
+            assert_true(bytes == list[i].bytes && fabs(error - list[i].error) < 1e-12);
+        }
+        assert_int_equal(fq_choose_uniforms(units, UNITS, 0, 2, list, 3), 0);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(candidates_divide_every_k),
         cmocka_unit_test(alpha_stops_where_the_rule_says),
         cmocka_unit_test(budget_is_kept_and_nearly_optimal),
         cmocka_unit_test(budget_too_small_is_refused_with_the_least),
+        cmocka_unit_test(sharing_out_anew_costs_no_more_and_loses_nothing),
+        cmocka_unit_test(bytes_go_where_they_take_away_more),
+        cmocka_unit_test(uniform_choices_come_best_first),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL) ? 1 : 0;

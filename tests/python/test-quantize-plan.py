@@ -78,6 +78,20 @@ def choose(weights, bits, alpha, least):
             return groups[at]
 
 
+def explained(*arguments):
+    """{module: (group of the walk, group chosen)} from --explain; 0 is per channel."""
+    text = run(*arguments, "--dry-run", "--explain", "--quiet").stdout
+    found = {}
+    for line in text.splitlines():
+        said = re.match(r"     (alpha|its bytes shared out anew): (channel|\d+), ", line)
+        if line.endswith(":") and not line.startswith(" "):
+            name = line[:-1]
+        elif said:
+            group = 0 if said[2] == "channel" else int(said[2])
+            found[name] = (group, group) if said[1] == "alpha" else (found[name][0], group)
+    return found
+
+
 def check_auto(work, random):
     tensors = {
         "plain.weight": random.normal(0, 1, (24, 512)),
@@ -96,16 +110,17 @@ def check_auto(work, random):
     for number, (bits, alpha, least) in enumerate(((4, 0.02, 16), (4, 0.12, 16), (3, 0.02, 64),
                                                    (8, 0, 16), (4, 0.9, 16))):
         out = os.path.join(work, f"auto-{number}")
-        report = quantize(source, out, "--bits", str(bits), "--alpha", str(alpha), "--min-group",
-                          str(least), "--scale", "absmax")
+        arguments = ("--bits", str(bits), "--alpha", str(alpha), "--min-group", str(least), "--scale",
+                     "absmax")
+        walks = explained(source, out, *arguments)
+        report = quantize(source, out, *arguments)
         for layer in report["matrices"]:
-            if layer["kept_dense"]:
-                assert bits == 3
-                continue
-            weights = tensors[layer["name"] + ".weight"]
-            wanted = choose(weights, bits, alpha, least)
-            assert layer["group"] == wanted, (layer, wanted, alpha)
-            chosen.add(wanted if wanted < weights.shape[1] else 0)
+            name, k = layer["name"], layer["k"]
+            wanted = choose(tensors[name + ".weight"], bits, alpha, least)
+            assert walks[name][0] == (wanted if wanted < k else 0), (layer, wanted, alpha)
+            assert layer["kept_dense"] or layer["group"] == (walks[name][1] or k), (layer, walks)
+            assert not layer["kept_dense"] or bits == 3
+            chosen.add(walks[name][0])
     assert len(chosen) >= 4, chosen  # else nothing was put to the test
     plan = run(source, os.path.join(work, "none"), "--dry-run", "--explain", "--quiet").stdout
     for name, array in tensors.items():
@@ -113,6 +128,58 @@ def check_auto(work, random):
         for group in candidates(array.shape[1], 16):
             assert f"{expected_error(array, group, 4):.4f}" in plan, (name, group)
     assert not os.path.exists(os.path.join(work, "none"))
+
+
+# ---- the second step: the walk's bytes, shared out anew ---------------------------------------------
+
+
+def structured(random):
+    """Matrices of several sizes, all with something that groups follow, more or less."""
+    tensors = {}
+    for i in range(12):
+        n, k = ((16, 1536), (256, 768), (32, 384))[i % 3]
+        weights = random.standard_t(12 + i, (n, k))
+        weights *= np.exp(random.normal(0, 0.15 * (i % 4), k // 32)).repeat(32)
+        tensors[f"m.{i}.weight"] = weights.astype(np.float32)
+    return tensors
+
+
+def totals(tensors, found):
+    """Bytes, summed error and Σ √(N·K)·e²."""
+    errors = {module: relative(tensors[module + ".weight"], entry[3])
+              for module, entry in found.items()}
+    return (sum(entry[2] for entry in found.values()), sum(errors.values()),
+            sum(math.sqrt(tensors[m + ".weight"].size) * e * e for m, e in errors.items()))
+
+
+def check_sharing(work, random):
+    tensors = structured(random)
+    source = os.path.join(work, "shared-in")
+    write_checkpoint(source, tensors)
+    moved = 0
+    for number, arguments in enumerate(((), ("--alpha", "0.1"), ("--bits", "3"),
+                                        ("--alpha", "0.02", "--minimize", "error"))):
+        out = os.path.join(work, f"shared-{number}")
+        bits = arguments[1] if "--bits" in arguments else "4"
+        plan = explained(source, out, *arguments)
+        assert sorted(plan) == sorted(name[:-len(".weight")] for name in tensors), plan
+        quantize(source, out, *arguments)
+        ours = matrices_of(out)
+        assert {m: e[1] or 0 for m, e in ours.items()} == {m: p[1] for m, p in plan.items()}
+        rules = [rule for module, (group, _) in plan.items()
+                 for rule in ("--override", f"{module}={bits},{group or 'channel'}")]
+        quantize(source, out + "-walk", *rules)
+        walked = totals(tensors, matrices_of(out + "-walk"))
+        mine = totals(tensors, ours)
+        kind = 1 if "error" in arguments else 2
+        assert mine[0] <= walked[0] and mine[kind] <= walked[kind] * (1 + 1e-9), (mine, walked)
+        for group in ("channel", "128", "64", "32", "16"):
+            uniform = out + "-" + group
+            quantize(source, uniform, "--bits", bits, "--group", group)
+            theirs = totals(tensors, matrices_of(uniform))
+            assert theirs[0] > walked[0] or mine[1] <= theirs[1] * (1 + 1e-9), (group, mine, theirs)
+        moved += mine[kind] < 0.99 * walked[kind]
+    assert moved >= 2, moved  # else there was nothing to share out
 
 
 # ---- outliers in few matrices, after the paper's failure -----------------------------------------
@@ -207,6 +274,34 @@ def check_budget(work, random):
     small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
     assert small.returncode == 3 and "at least" in small.stderr, small
     assert not os.path.exists(os.path.join(work, "small"))
+
+
+def check_large(work, random):
+    """Large matrices are looked at twice: what is told of them is exact all the same."""
+    tensors = {}
+    for i in range(4):
+        weights = random.standard_t(4, (2048, 512)) * np.exp(random.normal(0, 0.5, (2048, 1)))
+        weights[:, i] *= 20
+        tensors[f"l.{i}.weight"] = weights.astype(np.float32)
+    tensors["l.3.weight"][700] *= 50
+    tensors["small.weight"] = random.standard_t(3, (64, 512)).astype(np.float32)
+    source = os.path.join(work, "large-in")
+    write_checkpoint(source, tensors)
+    out = os.path.join(work, "large-out")
+    report = quantize(source, out, "--bits-per-weight", "4.3")
+    mine = summed_error(tensors, matrices_of(out))
+    budget = report["budget"]
+    assert abs(budget["error"] / mine - 1) < 1e-6, (budget, mine)
+    same = ("--bits", str(budget["uniform_bits"]), "--group", str(budget["uniform_group"] or "channel"))
+    uniform = quantize(source, out + "-uniform", *same)
+    theirs = summed_error(tensors, matrices_of(out + "-uniform"))
+    assert abs(budget["uniform_error"] / theirs - 1) < 1e-6, (budget, theirs)
+    assert uniform["bytes_after"] == budget["uniform_bytes"] <= budget["allowed"]
+    assert mine <= theirs * (1 + 1e-9), (mine, theirs)
+    told = run(source, out + "-plan", "--bits-per-weight", "4.3", "--dry-run", "--explain", "--quiet")
+    assert told.stdout.count("~") > 40, told  # else nothing was estimated
+    chosen = [line for line in told.stdout.splitlines() if line.startswith("  ->")]
+    assert len(chosen) == 5 and not any("~" in line for line in chosen), chosen
 
 
 # ---- rules ---------------------------------------------------------------------------------------
@@ -400,8 +495,10 @@ def main():
     random = np.random.default_rng(11)
     with tempfile.TemporaryDirectory() as work:
         check_auto(work, random)
+        check_sharing(work, np.random.default_rng(5))
         check_outliers(work, random)
         check_budget(work, random)
+        check_large(work, np.random.default_rng(6))
         check_rules(work, random)
         check_nonfinite(work, random)
         check_bar(work)

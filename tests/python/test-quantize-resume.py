@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,56 @@ def started(source, out, *arguments):
     for _ in range(STOP):
         assert next(lines).startswith("[")
     return process, lines
+
+
+def kill_while_planning(source, out, how, *arguments):
+    """Ends a process that has written down what it measured, but has not decided; its state."""
+    state = os.path.join(out + ".partial", "finequant-resume.json")
+    process = subprocess.Popen([PROGRAM, source, out, "--quiet", *arguments],
+                               stderr=subprocess.DEVNULL)
+    while process.poll() is None and not os.path.exists(state):
+        pass
+    process.send_signal(how)
+    process.wait()
+    with open(state) as file:
+        return json.load(file)
+
+
+def check_planning(work, random):
+    """Planning under a budget goes on as well, and comes to the same choices."""
+    tensors = {f"l.{i:02}.weight": random.standard_t(4, (1024, 1024)).astype(np.float32)
+               for i in range(8)}
+    tensors |= {f"s.{i}.weight": random.standard_t(3, (64, 512)).astype(np.float32)
+                for i in range(8)}
+    source, out = os.path.join(work, "plan-in"), os.path.join(work, "plan-out")
+    arguments = ("--bits-per-weight", "4.3")
+    write_checkpoint(source, tensors)
+    assert quantize(source, out + "-whole", *arguments)["budget"]["measured_before"] == 0
+    for how in (signal.SIGKILL, signal.SIGTERM):
+        state = kill_while_planning(source, out, how, *arguments)
+        assert "choices" not in state and 1 <= len(state["measured"]) < len(tensors), state.keys()
+        report = quantize(source, out, *arguments)
+        assert report["budget"]["measured_before"] == len(state["measured"]), report["budget"]
+        assert files_of(out) == files_of(out + "-whole")
+        shutil.rmtree(out)
+    state = kill_while_planning(source, out, signal.SIGKILL, *arguments)
+    state["measured"].popitem()  # what is not as this program writes it is measured again
+    state["measured"]["l.00"] = {"options": [[4, 64, False, 0.0, 0.0, False]]}
+    with open(os.path.join(out + ".partial", "finequant-resume.json"), "w") as file:
+        json.dump(state, file)
+    with open(os.path.join(out + ".partial", "finequant-resume.json.tmp-1"), "w") as file:
+        file.write("{")
+    quantize(source, out, *arguments)
+    assert files_of(out) == files_of(out + "-whole")
+    shutil.rmtree(out)
+    os.mkdir(out + ".partial")  # killed before its first state file had its name
+    with open(os.path.join(out + ".partial", "finequant-resume.json.tmp-1"), "w") as file:
+        file.write("{")
+    quantize(source, out, *arguments)
+    assert files_of(out) == files_of(out + "-whole")
+    kill_while_planning(source, out + "-other", signal.SIGKILL, *arguments)
+    report = quantize(source, out + "-other", "--bits-per-weight", "4.4")  # asks otherwise
+    assert report["budget"]["measured_before"] == 0
 
 
 def files_of(directory):
@@ -103,6 +154,9 @@ def main():
             json.dump({}, file)
         refused = quantize(source, fourth, *OPTIONS, check=False)
         assert refused.returncode == 9 and os.listdir(fourth + ".partial") == ["config.json"]
+
+    with tempfile.TemporaryDirectory() as work:
+        check_planning(work, random)
 
 
 if __name__ == "__main__":

@@ -124,13 +124,16 @@ def check_refusals(source, work):
     status = {("--bits", "5"): 2, ("--group", "17"): 2, ("--shard-size", "0"): 2,
               ("--nonsense",): 2, ("--alpha", "1"): 2, ("--min-group", "8"): 2,
               ("--scale", "median"): 2, ("--override", "a=4"): 2, ("--override", "=4,64"): 2,
-              ("--budget", "1Q"): 2, ("--minimize", "cubes"): 2, ("--minimize", "error"): 2,
+              ("--budget", "1Q"): 2, ("--minimize", "cubes"): 2,
+              ("--minimize", "error", "--group", "64"): 2,
               ("--budget", "1G", "--bits-per-weight", "4"): 2,
               ("extra",): 2, (): 9}
     for arguments, expected in status.items():
         run = subprocess.run([PROGRAM, source, work, *arguments], capture_output=True, text=True)
         assert run.returncode == expected, (arguments, run)
         assert run.stderr.splitlines()[-1].startswith("finequant-quantize: "), run
+        if arguments[0:1] in (("--alpha",), ("--minimize",)) and len(arguments) == 4:
+            assert all(name in run.stderr for name in arguments[::2]), run  # both are named
     run = subprocess.run([PROGRAM, os.path.join(work, "none"), os.path.join(work, "x")],
                          capture_output=True)
     assert run.returncode == 8, run
