@@ -250,12 +250,25 @@ static json_t *group_json(int64_t group) {
                                            : json_integer(group);
 }
 
+/* A width, an array of those that a budget had, or 0. */
+static json_t *bits_json(const struct fq_quantize_options *options) {
+    json_t *list;
+
+    if (!options->widths)
+        return json_integer(options->bits);
+    list = json_array();
+    for (int bits = 0; bits <= 8; bits++)
+        if (options->widths >> bits & 1)
+            json_array_append_new(list, json_integer(bits));
+    return list;
+}
+
 static int print_json(const struct quantize_report *report,
                       const struct fq_quantize_options *options,
                       const struct fq_quantize_summary *summary, struct fq_error *err) {
     json_t *json = json_pack(
-        "{s:s, s:s, s:i, s:o, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:o, s:O}", "input",
-        report->in, "output", report->out, "bits", options->bits, "group",
+        "{s:s, s:s, s:o, s:o, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:o, s:O}", "input",
+        report->in, "output", report->out, "bits", bits_json(options), "group",
         group_json(options->group), "bytes_before", (json_int_t)summary->bytes_before,
         "bytes_after", (json_int_t)summary->bytes_after, "bits_per_weight",
         bits_per_weight(summary), "tensor_bytes_before", (json_int_t)summary->tensors_before,

@@ -14,7 +14,6 @@
 #include <string.h>
 
 #define SHARD_BYTES_DEFAULT ((uint64_t)5000000000)
-#define ALPHA_DEFAULT       FQ_CHOOSE_ALPHA_OF_CHANCE
 #define MIN_GROUP_DEFAULT   16
 #define RULES_MAX           256
 
@@ -25,7 +24,7 @@ static bool compare_copy;
 static struct fq_quantize_options quantize = {
     .group = FQ_QUANTIZE_GROUP_AUTO,
     .min_group = MIN_GROUP_DEFAULT,
-    .alpha = ALPHA_DEFAULT,
+    .alpha = -1, /* not given */
     .method = {.scale = FQ_SCALE_MSE},
     .rules = rules,
     .shard_bytes = SHARD_BYTES_DEFAULT,
@@ -55,6 +54,29 @@ static bool parse_fixed_group(const char *text, void *value) {
 static bool parse_group(const char *text, void *value) {
     *(int64_t *)value = FQ_QUANTIZE_GROUP_AUTO;
     return strcmp(text, "auto") == 0 || parse_fixed_group(text, value);
+}
+
+/* One width, or several with commas between them. */
+static bool parse_widths(const char *text, void *value) {
+    struct fq_quantize_options *options = value;
+    const char *comma;
+    char one[2] = "";
+
+    options->widths = 0;
+    do {
+        comma = strchr(text, ',');
+        one[0] = *text;
+        if ((comma ? comma != text + 1 : *text == '\0' || text[1] != '\0') ||
+            !quantize_parse_bits(one, &options->bits))
+            return false;
+        options->widths |= 1u << options->bits;
+        text = comma + 1;
+    } while (comma);
+    if (options->widths == 1u << options->bits)
+        options->widths = 0;
+    else
+        options->bits = 0;
+    return true;
 }
 
 static bool parse_fraction(const char *text, void *value) {
@@ -126,8 +148,8 @@ static bool parse_override(const char *text, void *value) {
 }
 
 static const struct quantize_option options[] = {
-    {"bits", 'b', "N", "8, 4 or 3 bits a weight (default: 4; under a budget: as it allows)",
-     "are 8, 4 and 3", quantize_parse_bits, &quantize.bits},
+    {"bits", 'b', "N", "8, 4 or 3 bits a weight (default: 4); under a budget also a list, as 8,4",
+     "are 8, 4 and 3, and lists of them", parse_widths, &quantize},
     {"group", 'g', "G",
      "weights that share a scale: a multiple of 16, 'channel', or 'auto' (default)",
      "are multiples of 16 to 16777216, 'channel' and 'auto'", parse_group, &quantize.group},
@@ -169,14 +191,28 @@ static const struct quantize_option options[] = {
     {0},
 };
 
+/* Options that would have no effect are refused. */
 static int check(struct fq_error *err) {
+    const char *budget = quantize.budget                ? "--budget"
+                         : quantize.bits_per_weight > 0 ? "--bits-per-weight"
+                                                        : NULL;
+    const bool fixed = quantize.group != FQ_QUANTIZE_GROUP_AUTO;
+
     if (quantize.budget && quantize.bits_per_weight > 0)
         return fq_fail(err, FQ_USAGE, "--budget and --bits-per-weight say the same: give one");
-    if (quantize.loss == FQ_LOSS_ERROR && !quantize.budget && quantize.bits_per_weight <= 0 &&
-        quantize.group != FQ_QUANTIZE_GROUP_AUTO)
+    if (quantize.alpha >= 0 && (budget || fixed))
+        return fq_fail(err, FQ_USAGE, "--alpha has no effect with %s: give one of them",
+                       budget ? budget : "a fixed --group");
+    if (quantize.widths && !budget)
+        return fq_fail(err, FQ_USAGE,
+                       "--bits with a list is for --budget or --bits-per-weight, "
+                       "which choose from it: give one of them");
+    if (quantize.loss == FQ_LOSS_ERROR && !budget && fixed)
         return fq_fail(err, FQ_USAGE,
                        "--minimize has no effect with a fixed --group unless there "
                        "is a --budget or --bits-per-weight");
+    if (quantize.alpha < 0)
+        quantize.alpha = FQ_CHOOSE_ALPHA_OF_CHANCE;
     return 0;
 }
 

@@ -358,14 +358,14 @@ static json_t *fingerprint(const struct job *job, const char *in) {
                                       (json_int_t)status.st_mtim.tv_sec,
                                       (json_int_t)status.st_mtim.tv_nsec));
     }
-    return json_pack("{s:i, s:I, s:I, s:f, s:i, s:b, s:b, s:I, s:f, s:i, s:I, s:o, s:o}", "bits",
-                     options->bits, "group", (json_int_t)options->group, "min_group",
-                     (json_int_t)options->min_group, "alpha", options->alpha, "scale",
-                     (int)options->method.scale, "asymmetric", options->method.asymmetric,
-                     "allow_nonfinite", options->method.allow_nonfinite, "budget",
-                     (json_int_t)options->budget, "bits_per_weight", options->bits_per_weight,
-                     "loss", (int)options->loss, "shard_bytes", (json_int_t)options->shard_bytes,
-                     "rules", rules, "files", files);
+    return json_pack("{s:i, s:i, s:I, s:I, s:f, s:i, s:b, s:b, s:I, s:f, s:i, s:I, s:o, s:o}",
+                     "bits", options->bits, "widths", (int)options->widths, "group",
+                     (json_int_t)options->group, "min_group", (json_int_t)options->min_group,
+                     "alpha", options->alpha, "scale", (int)options->method.scale, "asymmetric",
+                     options->method.asymmetric, "allow_nonfinite", options->method.allow_nonfinite,
+                     "budget", (json_int_t)options->budget, "bits_per_weight",
+                     options->bits_per_weight, "loss", (int)options->loss, "shard_bytes",
+                     (json_int_t)options->shard_bytes, "rules", rules, "files", files);
 }
 
 /* Takes up what the earlier run wrote; false, and an empty directory, where it asked otherwise.

@@ -74,10 +74,11 @@ enum fq_loss {
 };
 
 struct fq_quantize_options {
-    int bits;          /* 8, 4 or 3; 0: the budget chooses, 4 without one */
-    int64_t group;     /* a multiple of 16, 0 for per channel, or FQ_QUANTIZE_GROUP_AUTO */
-    int64_t min_group; /* of auto */
-    double alpha;      /* of auto: 0 ≤ alpha < 1 */
+    int bits;        /* 8, 4 or 3; 0: the budget chooses, 4 without one */
+    unsigned widths; /* what a budget may choose from, where bits are 0: 1 << 8 and so on; 0: all */
+    int64_t group;   /* a multiple of 16, 0 for per channel, or FQ_QUANTIZE_GROUP_AUTO */
+    int64_t min_group;                /* of auto */
+    double alpha;                     /* of auto: 0 ≤ alpha < 1 */
     struct fq_quantize_method method; /* asymmetric: where it pays */
     uint64_t budget;                  /* bytes of all tensors written; 0: none */
     double bits_per_weight;           /* the same, of the quantized weights; 0: none */

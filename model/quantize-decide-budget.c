@@ -110,6 +110,12 @@ static void note_exact(struct fq_decision *decision, const struct fq_plan_unit *
 
 /* ---- candidates --------------------------------------------------------------------------- */
 
+static bool is_allowed(const struct fq_quantize_options *options, int width) {
+    if (options->bits)
+        return options->bits == width;
+    return !options->widths || (options->widths >> width & 1);
+}
+
 /* Every way that this unit may be stored, and its bytes; a width that the layout cannot tell apart
  * is left out. */
 static size_t list_options(const struct fq_plan *plan, const struct fq_plan_unit *unit,
@@ -121,7 +127,7 @@ static size_t list_options(const struct fq_plan *plan, const struct fq_plan_unit
     for (size_t w = 0; w < 3; w++) {
         bool plain = true;
 
-        if (plan->options->bits && plan->options->bits != widths[w])
+        if (!is_allowed(plan->options, widths[w]))
             continue;
         for (size_t i = 0; widths[w] == 3 && i < unit->count; i++)
             plain = plain && fq_ct_int3_is_plain(plan->matrices[unit->members[i]].dense.k);

@@ -271,6 +271,11 @@ def check_budget(work, random):
                          "error")
         assert plain["bytes_after"] * 8 <= width * weights
         assert plain["budget"]["error"] <= summed_error(tensors, found) * (1 + 1e-6), (width, plain)
+    for widths, width in (({8, 4}, 6.2), ({4, 3}, 3.6), ({8, 3}, 5)):
+        out = os.path.join(work, f"widths-{width}")
+        wanted = ",".join(map(str, sorted(widths, reverse=True)))
+        report = quantize(source, out, "--bits", wanted, "--bits-per-weight", str(width))
+        assert {m[0] for m in matrices_of(out).values()} == widths == set(report["bits"]), widths
     small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
     assert small.returncode == 3 and "at least" in small.stderr, small
     assert not os.path.exists(os.path.join(work, "small"))

@@ -125,7 +125,10 @@ def check_refusals(source, work):
               ("--nonsense",): 2, ("--alpha", "1"): 2, ("--min-group", "8"): 2,
               ("--scale", "median"): 2, ("--override", "a=4"): 2, ("--override", "=4,64"): 2,
               ("--budget", "1Q"): 2, ("--minimize", "cubes"): 2,
-              ("--minimize", "error", "--group", "64"): 2,
+              ("--minimize", "error", "--group", "64"): 2, ("--bits", "8,4"): 2,
+              ("--bits", "8,", "--budget", "1G"): 2, ("--bits", "8,2", "--budget", "1G"): 2,
+              ("--bits", "", "--budget", "1G"): 2, ("--alpha", "0.1", "--budget", "1G"): 2,
+              ("--alpha", "0", "--bits-per-weight", "4"): 2, ("--alpha", "0.1", "--group", "64"): 2,
               ("--budget", "1G", "--bits-per-weight", "4"): 2,
               ("extra",): 2, (): 9}
     for arguments, expected in status.items():
