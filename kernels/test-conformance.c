@@ -154,11 +154,14 @@ static void stays_within_the_bounds_of_float64(void **context) {
 
 /* Sizes beyond every tile, pass and panel of the implementations. */
 static void stays_within_the_bounds_on_larger_matrices(void **context) {
-    static const int64_t sizes[][3] = {{513, 1500, 20}, {77, 1111, 500}};
+    /* the last two give all multiprocessors of a GPU something to do, in its two wide forms */
+    static const int64_t sizes[][3] = {
+        {513, 1500, 20}, {77, 1111, 500}, {8464, 520, 190}, {8464, 520, 250}};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
+    const size_t count = COUNT(sizes) - (info.device_memory ? 0 : 2);
 
-    for (size_t i = 0; i < COUNT(all_bits) * COUNT(sizes); i++) {
+    for (size_t i = 0; i < COUNT(all_bits) * count; i++) {
         struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
                               .scale_type = scale_types[i % 2],
                               .group = i % 2 ? 64 : 128,

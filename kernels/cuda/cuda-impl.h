@@ -141,6 +141,7 @@ struct fq_cuda_launch {
     int stages, stage_bytes;      /* the launcher's */
     int stage_tiles;              /* the decode launcher's: tiles of K in a stage, an even number */
     int block_m, blocks_n;        /* prefill: rows of X of a block; blocks along W */
+    int y_mapped;                 /* prefill: Y is to be stored by its tensor map */
     const void *arranged;         /* decode, m > FQ_CUDA_DIRECT_ROWS: X by fq_cuda_arrange_rows */
 
     const void *x; /* m > FQ_DECODE_ROWS: base and stride in elements */
@@ -154,8 +155,9 @@ struct fq_cuda_launch {
 
 /* Queue one launch.  hopper-decode.cuh and hopper-prefill.cuh by bits; decode.cuh, prefill.cu. */
 typedef cudaError_t fq_cuda_launcher(const struct fq_cuda_launch *launch, cudaStream_t stream);
+/* maps: of X, and of Y where launch->y_mapped. */
 typedef cudaError_t fq_cuda_mapped_launcher(const struct fq_cuda_launch *launch,
-                                            const CUtensorMap *x, cudaStream_t stream);
+                                            const CUtensorMap *maps, cudaStream_t stream);
 fq_cuda_launcher fq_cuda_hopper_decode_int8, fq_cuda_hopper_decode_int4, fq_cuda_hopper_decode_int3;
 fq_cuda_mapped_launcher fq_cuda_hopper_prefill_int8, fq_cuda_hopper_prefill_int4,
     fq_cuda_hopper_prefill_int3;

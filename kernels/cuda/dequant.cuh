@@ -162,8 +162,23 @@ static __device__ __forceinline__ uint32_t int3_pair(const lane_codes<3> &c, int
     return T::fma(field, factors[form], zero[form]);
 }
 
-/* The A fragment of step 0 to 3: {row g, row g+8, row g k+8, row g+8 k+8}, two codes each. */
-template <int BITS, class T>
+/*
+ * Codes of eight bits, in the lower byte of each half, less 128, in bf16, whose mantissa has room
+ * for seven: 128 + the seven, less 256 where the eighth is 0 and 128 where it is 1.  Both numbers
+ * are the codes' bits under an exponent, and what remains of them is exact.
+ */
+static __device__ __forceinline__ uint32_t centred_bytes_bf16(uint32_t word) {
+    const uint32_t seven = lop3<0xea>(word, 0x007f007fu, 0x43004300u);  /* and, or */
+    const uint32_t eighth = lop3<0x6a>(word, 0x00800080u, 0x43804380u); /* and, xor */
+
+    return fma_bf16x2(eighth, 0xbf80bf80u, seven);
+}
+
+/*
+ * The A fragment of step 0 to 3: {row g, row g+8, row g k+8, row g+8 k+8}, two codes each.
+ * SYMMETRIC: zero is middle_zeros(), and the compiler is to know.
+ */
+template <int BITS, class T, bool SYMMETRIC>
 static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_codes<BITS> &c,
                                                 int step, const zero_terms<BITS, T> &zero) {
     if constexpr (BITS == 8 && T::is_f16) {
@@ -171,8 +186,16 @@ static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_cod
         for (int half = 0; half < 2; half++) {
             uint32_t word = c.words[2 * step + half];
 
-            a[2 * half] = sub_f16x2(prmt(word, 0x64646464u, 0x4140), zero.low[0]);
-            a[2 * half + 1] = sub_f16x2(prmt(word, 0x64646464u, 0x4342), zero.high[0]);
+            a[2 * half] = sub_f16x2(prmt(word, 0x64646464u, 0x4240), zero.low[0]);
+            a[2 * half + 1] = sub_f16x2(prmt(word, 0x64646464u, 0x4341), zero.high[0]);
+        }
+    } else if constexpr (BITS == 8 && SYMMETRIC) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint32_t word = c.words[2 * step + half];
+
+            a[2 * half] = centred_bytes_bf16(word);
+            a[2 * half + 1] = centred_bytes_bf16(word >> 8);
         }
     } else if constexpr (BITS == 8) {
 #pragma unroll
@@ -183,10 +206,10 @@ static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_cod
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 v[i] = __float_as_uint(__uint_as_float(prmt(word, 0x4b000000u, 0x7650 + i)) -
-                                       __uint_as_float(i < 2 ? zero.low[0] : zero.high[0]));
+                                       __uint_as_float(i % 2 ? zero.high[0] : zero.low[0]));
             /* at most eight bits: nothing is lost with the lower halves */
-            a[2 * half] = prmt(v[0], v[1], 0x7632);
-            a[2 * half + 1] = prmt(v[2], v[3], 0x7632);
+            a[2 * half] = prmt(v[0], v[2], 0x7632);
+            a[2 * half + 1] = prmt(v[1], v[3], 0x7632);
         }
     } else if constexpr (BITS == 3) {
 #pragma unroll

@@ -160,11 +160,12 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
                          err, "launch a GEMM");
 }
 
-/* X as the copy engine sees it: boxes of 64 columns by half a block's rows. */
-static int map_rows(const struct fq_cuda_launch *launch, CUtensorMap *map, struct fq_error *err) {
-    const cuuint64_t size[2] = {(cuuint64_t)launch->w.k, (cuuint64_t)launch->m};
-    const cuuint64_t stride[1] = {(cuuint64_t)launch->x_stride * 2};
-    const cuuint32_t box[2] = {FQ_CUDA_TILE, (cuuint32_t)launch->block_m / FQ_CUDA_CLUSTER};
+/* X or Y, m rows of some columns, as the copy engine sees it: boxes of 64 columns by some rows. */
+static int map_rows(const void *data, int m, int columns, int64_t row_stride, int box_rows,
+                    CUtensorMap *map, struct fq_error *err) {
+    const cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)m};
+    const cuuint64_t stride[1] = {(cuuint64_t)row_stride * 2};
+    const cuuint32_t box[2] = {FQ_CUDA_TILE, (cuuint32_t)box_rows};
     const cuuint32_t step[2] = {1, 1};
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     CUresult result;
@@ -173,41 +174,64 @@ static int map_rows(const struct fq_cuda_launch *launch, CUtensorMap *map, struc
     status = fq_cuda_driver_entry("cuTensorMapEncodeTiled", 12000, &encode, err);
     if (status < 0)
         return status;
-    result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)launch->x, size, stride, box,
-                    step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)data, size, stride, box, step,
+                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         return fq_fail(err, FQ_DEVICE,
-                       "cannot describe %d rows of X, %lld bytes apart: driver error %d", launch->m,
-                       (long long)stride[0], (int)result);
+                       "cannot describe %d rows of %d, %lld bytes apart: driver error %d", m,
+                       columns, (long long)stride[0], (int)result);
     return 0;
+}
+
+/* Whether the prefill's results are their sums and a bias, in rows that the copy engine can store.
+ */
+static bool is_mappable(const struct fq_cuda_launch *launch) {
+    return !launch->gate.codes && !launch->residual && launch->activation == FQ_ACTIVATION_NONE &&
+           aligned(launch->y) && launch->y_stride % 8 == 0;
 }
 
 /* Hopper's prefill rounds each weight to X's type.  Of few terms the errors do not average out, and
  * bf16's can add up to more than the bound: below so many, kernels that scale sums take over. */
 #define EXACT_K 512
 
-/* About what a launch takes with blocks of so many rows of X, in columns of K times rows. */
-static int64_t prefill_cost(const struct fq_cuda_launch *launch, int workers, int block_m) {
+/* Widths of a block, in rows of X, and about what a tile of K takes: in the narrow ones
+ * dequantization, not the tensor cores, is the limit. */
+static const struct prefill_width {
+    int rows, cost;
+} prefill_widths[] = {{128, 11}, {192, 13}, {256, 16}};
+
+/* About what a launch takes with blocks of so many rows of X. */
+static int64_t prefill_cost(const struct fq_cuda_launch *launch, int workers,
+                            const struct prefill_width *width) {
+    int block_m = width->rows;
     int64_t blocks = (int64_t)launch->blocks_n * ((launch->m + block_m - 1) / block_m);
     int64_t busy = blocks * PREFILL_PARTS < workers ? blocks * PREFILL_PARTS : workers;
 
-    return (blocks * launch->w.tiles + busy - 1) / busy * block_m;
+    return (blocks * launch->w.tiles + busy - 1) / busy * width->cost;
 }
 
-/* Rows of X of a block: the wider is the faster by a sixteenth, unless it leaves many of its rows
- * empty, or workers idle. */
+/* Rows of X of a block: the wider, unless it leaves many of its rows empty, or workers idle. */
 static int choose_block_m(const struct fq_cuda_launch *launch, int workers) {
-    int64_t narrow = prefill_cost(launch, workers, 128), wide = prefill_cost(launch, workers, 256);
+    int best = 0;
+    int64_t least = INT64_MAX;
 
-    return narrow + narrow / 16 < wide ? 128 : 256;
+    for (int i = 0; i < 3; i++) {
+        int64_t cost = prefill_cost(launch, workers, &prefill_widths[i]);
+
+        if (cost <= least) {
+            least = cost;
+            best = prefill_widths[i].rows;
+        }
+    }
+    return best;
 }
 
 static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                                  struct fq_error *err) {
     const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
     const struct fq_cuda_matrix *w = &launch->w;
-    CUtensorMap map;
+    CUtensorMap maps[2] = {0};
     int status;
 
     launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
@@ -231,13 +255,20 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
         launch->x = stream->scratch;
         launch->x_stride = stride;
     }
-    status = map_rows(launch, &map, err);
+    status = map_rows(launch->x, launch->m, w->k, launch->x_stride,
+                      launch->block_m / FQ_CUDA_CLUSTER, &maps[0], err);
+    if (status < 0)
+        return status;
+    launch->y_mapped = is_mappable(launch);
+    if (launch->y_mapped)
+        status =
+            map_rows(launch->y, launch->m, w->n, launch->y_stride, FQ_CUDA_OUT_ROWS, &maps[1], err);
     if (status < 0)
         return status;
     return fq_cuda_check((w->bits == 8 ? fq_cuda_hopper_prefill_int8
                           : w->bits == 4
                               ? fq_cuda_hopper_prefill_int4
-                              : fq_cuda_hopper_prefill_int3)(launch, &map, stream->stream),
+                              : fq_cuda_hopper_prefill_int3)(launch, maps, stream->stream),
                          err, "launch a GEMM");
 }
 

@@ -223,7 +223,7 @@ template <class S, int BITS, class T> class pipeline {
                 float part[S::NT][4];
                 uint32_t a[4];
 
-                fragment<BITS, T>(a, codes[r], 2 * half, zero);
+                fragment<BITS, T, false>(a, codes[r], 2 * half, zero);
 #pragma unroll
                 for (int j = 0; j < S::NT; j++)
                     T::mma_first(part[j], a, b[j][0], b[j][1]);
@@ -232,7 +232,7 @@ template <class S, int BITS, class T> class pipeline {
                     zero = zeros_of(stage, slot + 1);
                     scale = scales_of(stage, slot + 1, r);
                 }
-                fragment<BITS, T>(a, codes[r], 2 * half + 1, zero);
+                fragment<BITS, T, false>(a, codes[r], 2 * half + 1, zero);
 #pragma unroll
                 for (int j = 0; j < S::NT; j++) {
                     if (FINE)

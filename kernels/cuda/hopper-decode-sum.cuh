@@ -111,7 +111,7 @@ template <class S, class T> class decode_summer {
                     for (int s = 0; s < SLOTS; s++) {
                         uint32_t a[4];
 
-                        fragment<S::BITS, T>(a, codes[t][s], step, zero[t][s]);
+                        fragment<S::BITS, T, !ZEROS>(a, codes[t][s], step, zero[t][s]);
 #pragma unroll
                         for (int j = 0; j < S::N / 8; j++) {
                             const uint32_t low = x[t][j][step % 2 * 2],
@@ -150,7 +150,7 @@ template <class S, class T> class decode_summer {
 
 #pragma unroll
             for (int s = 0; s < STEPS; s++) {
-                fragment<S::BITS, T>(a[s], codes, segment * STEPS + s, zero);
+                fragment<S::BITS, T, !ZEROS>(a[s], codes, segment * STEPS + s, zero);
                 settle(a[s]);
             }
             wgmma_fence();
@@ -230,7 +230,7 @@ template <class S, class T> class decode_summer {
 
 #pragma unroll
             for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                fragment<S::BITS, T>(to[step], codes, step, zero);
+                fragment<S::BITS, T, !ZEROS>(to[step], codes, step, zero);
         };
 
         if (items == 0)

@@ -32,13 +32,14 @@ template <int N_, int BITS_> struct prefill_shape {
     static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
     static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
-    static constexpr int STAGES = N == 128 ? 8 : BITS == 8 ? 4 : 5;
+    static constexpr int STAGES = (N == 128 ? 8 : N == 192 ? 6 : 5) - (BITS == 8);
     /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
     static constexpr int CODES = N * 128, SCALES = CODES + GROUPS * TILE;
-    /* Where sums change their order on the way out: some rows of X by one strip, a warpgroup. */
-    static constexpr int OUT_PITCH = FQ_CUDA_STRIP * 4 + 16, OUT_ROWS = N / 4;
-    static constexpr int OUT = OUT_ROWS * OUT_PITCH;
-    static constexpr int OUT_QUADS = OUT_ROWS / 8;
+    /* Where results change their order on the way out, a warpgroup's: some rows of X by one strip,
+     * in fp32, or twice as many rounded, half of them on their way. */
+    static constexpr int OUT_ROWS = FQ_CUDA_OUT_ROWS, OUT_PITCH = FQ_CUDA_STRIP * 4;
+    static constexpr int OUT = OUT_ROWS * OUT_PITCH, OUT_QUADS = OUT_ROWS / 8;
+    static constexpr int OUT_PARTS = N / OUT_ROWS;
 
     static __host__ __device__ int stage_bytes(int slots, bool zeros) {
         int bytes = SCALES + GROUPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
@@ -62,7 +63,7 @@ static __device__ __forceinline__ float scale_factor(const fq_cuda_matrix &w) {
 
 template <class S, class T> class prefiller {
     const fq_cuda_launch &launch;
-    const uint32_t ring, full, empty, out; /* in shared memory */
+    const uint32_t ring, out, full, empty; /* in shared memory */
     const int stage_bytes, zeros_at;
     const int worker, half, thread, lane, group;
     /* Of lanes 0 and 1, the first stage's empty barrier in either CTA; 0 of the others. */
@@ -209,7 +210,7 @@ template <class S, class T> class prefiller {
         for (int step = 0; step < FQ_CUDA_STEPS; step++) {
             if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
                 load_terms<ZEROS>(terms, at, stage, SEGMENTS == 1 ? 0 : groups.slot(step), kind);
-            fragment<S::BITS, T>(a[step], codes, step, terms.zero);
+            fragment<S::BITS, T, !ZEROS>(a[step], codes, step, terms.zero);
             a[step][0] = terms.low.template times<SCALE_PARTS>(a[step][0]);
             a[step][1] = terms.high.template times<SCALE_PARTS>(a[step][1]);
             a[step][2] = terms.low.template times<SCALE_PARTS>(a[step][2]);
@@ -334,65 +335,133 @@ template <class S, class T> class prefiller {
         }
     }
 
+    __device__ __forceinline__ void meet_warpgroup() const {
+        if (group == 0)
+            named_barrier(FQ_CUDA_BARRIER_GROUPS, 128);
+        else
+            named_barrier(FQ_CUDA_BARRIER_GROUPS + 1, 128);
+    }
+
+    /* Where eight sums of a row of X are, by their place in the strip: the rows that a warp writes
+     * at a time keep out of each other's banks. */
+    static __device__ __forceinline__ uint32_t wide_piece(int row, int eight) {
+        return row * S::OUT_PITCH + ((eight ^ (row / 2 & 3)) << 5);
+    }
     static __device__ __forceinline__ void load_sums(float (&v)[8], uint32_t address) {
         *reinterpret_cast<float4 *>(v) = lds_f4(address);
         *reinterpret_cast<float4 *>(v + 4) = lds_f4(address + 16);
     }
 
-    /* Some rows of X at a time go through shared memory, so that results lie side by
+    /* The part of the strips' bias that a thread's sums want: of rows g and g+8. */
+    __device__ __forceinline__ float2 bias_of(int strip) const {
+        const int n = strip * FQ_CUDA_STRIP + thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4;
+        float2 bias = {};
+
+        if (launch.bias && n < launch.w.n)
+            bias.x = load_bias(launch.bias, launch.bias_type, n);
+        if (launch.bias && n + 8 < launch.w.n)
+            bias.y = load_bias(launch.bias, launch.bias_type, n + 8);
+        return bias;
+    }
+
+    /*
+     * Sums of which nothing is wanted but a bias and a rounding: they are rounded in registers,
+     * turned on their way to shared memory, some rows of X at a time, and stored by the copy
+     * engine, which leaves out what lies past the ends of Y.  While it is at it, the warpgroup goes
+     * on, to the other half of its buffer and to the next block.
+     */
+    __device__ __forceinline__ void store_by_copy(const float (&sums)[S::QUADS * 4],
+                                                  const void *map, int m0, int strip) const {
+        const int warp = thread / 32 % 4;
+        const bool queues = thread % 128 == 0;
+        const uint32_t buffer = out + group * S::OUT;
+        const uint32_t mine =
+            buffer + lane / 16 * 1024 + wgmma_piece(lane % 8, warp * 2 + lane / 8 % 2);
+        const float2 bias = bias_of(strip);
+
+        for (int part = 0; part < S::OUT_PARTS; part++) {
+            const int row0 = m0 + part * S::OUT_ROWS;
+            const uint32_t place = part % 2 * (S::OUT / 2);
+
+            if (row0 >= launch.m)
+                return;
+            if (queues && part == 0)
+                tensor_store_wait_read<0>(); /* of the block before */
+            else if (queues)
+                tensor_store_wait_read<1>();
+            meet_warpgroup();
+#pragma unroll
+            for (int p = 0; p < S::OUT_PARTS; p++) {
+                if (p != part)
+                    continue;
+#pragma unroll
+                for (int q = 0; q < S::OUT_QUADS; q += 2) {
+                    const float *v = sums + (p * S::OUT_QUADS + q) * 4;
+                    const uint32_t rounded[4] = {T::pack(v[0] + bias.x, v[1] + bias.x),
+                                                 T::pack(v[2] + bias.y, v[3] + bias.y),
+                                                 T::pack(v[4] + bias.x, v[5] + bias.x),
+                                                 T::pack(v[6] + bias.y, v[7] + bias.y)};
+
+                    store_turned(mine + place + q * 1024, rounded);
+                }
+            }
+            fence_copy_engine();
+            meet_warpgroup();
+            if (queues) {
+                tensor_store(map, strip * FQ_CUDA_STRIP, row0, buffer + place);
+                tensor_store_commit();
+            }
+        }
+    }
+
+    /* Any others.  Some rows of X at a time go through shared memory, so that results lie side by
      * side.  Of a gated pair, warpgroup 0 brings the gate's sums and 1 those of W. */
-    template <bool PLAIN>
     __device__ __forceinline__ void store(const float (&sums)[S::QUADS * 4], int m0,
                                           int strip) const {
-        constexpr int CHUNKS = S::N / S::OUT_ROWS;
         const int n0 = strip * FQ_CUDA_STRIP;
-        const bool gated = !PLAIN && launch.gate.codes != nullptr;
+        const bool gated = launch.gate.codes != nullptr;
         const int threads = gated ? S::CONSUMERS : 128;
         auto meet = [&]() { /* with all who bring sums or take them */
                             if (gated)
                                 named_barrier(FQ_CUDA_BARRIER_GATE, S::CONSUMERS);
-                            else if (group == 0)
-                                named_barrier(FQ_CUDA_BARRIER_GROUPS, 128);
                             else
-                                named_barrier(FQ_CUDA_BARRIER_GROUPS + 1, 128);
+                                meet_warpgroup();
         };
         const uint32_t buffer = out + group * S::OUT;
-        const uint32_t mine = buffer + lane % 4 * 2 * S::OUT_PITCH +
-                              (thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4) * 4;
+        const uint32_t mine = buffer + wide_piece(lane % 4 * 2, thread / 32 % 4 * 2) + lane / 4 * 4;
 
-        for (int chunk = 0; chunk < CHUNKS; chunk++) {
-            const int row0 = m0 + chunk * S::OUT_ROWS;
+        for (int part = 0; part < S::OUT_PARTS; part++) {
+            const int row0 = m0 + part * S::OUT_ROWS;
 
             if (row0 >= launch.m)
                 return;
-            meet(); /* the last chunk is stored */
+            meet(); /* the last part is stored */
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                if (c != chunk)
+            for (int p = 0; p < S::OUT_PARTS; p++) {
+                if (p != part)
                     continue;
 #pragma unroll
                 for (int q = 0; q < S::OUT_QUADS; q++) {
-                    const float *v = sums + (c * S::OUT_QUADS + q) * 4;
+                    const float *v = sums + (p * S::OUT_QUADS + q) * 4;
                     uint32_t to = mine + q * 8 * S::OUT_PITCH;
 
                     sts_32(to, v[0]);
                     sts_32(to + S::OUT_PITCH, v[1]);
-                    sts_32(to + 32, v[2]);
-                    sts_32(to + S::OUT_PITCH + 32, v[3]);
+                    sts_32(to ^ 32, v[2]);
+                    sts_32((to ^ 32) + S::OUT_PITCH, v[3]);
                 }
             }
             meet();
             for (int i = thread & (threads - 1); i < S::OUT_ROWS * 8; i += threads) {
                 int row = i / 8, n = n0 + i % 8 * 8;
                 int64_t m = row0 + row;
-                uint32_t at = row * S::OUT_PITCH + i % 8 * 32;
+                uint32_t at = wide_piece(row, i % 8);
                 float v[8], gate[8];
 
                 load_sums(v, (gated ? out + S::OUT : buffer) + at);
-                if (!PLAIN)
-                    load_sums(gate, out + at);
+                load_sums(gate, out + at);
                 if (m < launch.m && n < launch.w.n)
-                    store_run<T, 8, PLAIN>(
+                    store_run<T, 8, false>(
                         launch, v, gate, static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
                         launch.residual ? static_cast<const uint16_t *>(launch.residual) +
                                               m * launch.residual_stride
@@ -404,8 +473,8 @@ template <class S, class T> class prefiller {
 
   public:
     __device__ __forceinline__ prefiller(const fq_cuda_launch &l, uint32_t shared)
-        : launch(l), ring(shared), full(shared + S::STAGES * l.stage_bytes),
-          empty(full + S::STAGES * 8), out(empty + S::STAGES * 8), stage_bytes(l.stage_bytes),
+        : launch(l), ring(shared), out(shared + S::STAGES * l.stage_bytes),
+          full(out + S::GROUPS * S::OUT), empty(full + S::STAGES * 8), stage_bytes(l.stage_bytes),
           zeros_at(S::SCALES + S::GROUPS * l.slots * FQ_CUDA_SCALE_BYTES),
           worker(blockIdx.x / FQ_CUDA_CLUSTER), half(blockIdx.x % FQ_CUDA_CLUSTER),
           thread(threadIdx.x), lane(threadIdx.x % 32), group(threadIdx.x / 128),
@@ -422,21 +491,23 @@ template <class S, class T> class prefiller {
     }
 
     /* By a thread. */
-    __device__ __forceinline__ void produce(const void *map) const {
+    __device__ __forceinline__ void produce(const void *x_map, const void *y_map) const {
         place_in_ring place;
         fq_cuda_segment segment;
 
-        prefetch_tensor_map(map);
+        prefetch_tensor_map(x_map);
+        if (launch.y_mapped)
+            prefetch_tensor_map(y_map);
         grid_wait();
         for (int i = 0; fq_cuda_segment_at(&launch.shares, worker, i, &segment); i++) {
             if (launch.gate.codes)
-                put_segment<true>(segment, map, place);
+                put_segment<true>(segment, x_map, place);
             else
-                put_segment<false>(segment, map, place);
+                put_segment<false>(segment, x_map, place);
         }
     }
 
-    __device__ __forceinline__ void consume() {
+    __device__ __forceinline__ void consume(const void *y_map) {
         place_in_ring place;
         fq_cuda_segment segment;
 
@@ -467,24 +538,26 @@ template <class S, class T> class prefiller {
                 add_parts<S::QUADS, S::CONSUMERS>(
                     launch, fq_cuda_first_worker(&launch.shares, segment.block), worker, half, sums,
                     thread, needed);
-            if (is_plain(launch, launch.residual))
-                store<true>(sums, m0, strip);
+            if (launch.y_mapped)
+                store_by_copy(sums, y_map, m0, strip);
             else
-                store<false>(sums, m0, strip);
+                store(sums, m0, strip);
         }
+        tensor_store_wait_read<0>();
     }
 };
 
 #endif /* FQ_HOPPER_CODE */
 
-/* map: the tensor map of X, a CUtensorMap of two dimensions with boxes of 64 columns × N / 2. */
+/* Tensor maps of two dimensions with boxes of 64 columns: x of N / 2 rows; y, where
+ * launch.y_mapped, of OUT_ROWS. */
 template <class S, class T>
 __global__ void __launch_bounds__(S::THREADS, 1)
     hopper_prefill(const __grid_constant__ fq_cuda_launch args,
-                   const __grid_constant__ CUtensorMap map) {
+                   const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap y) {
 #ifdef FQ_HOPPER_CODE
-    extern __shared__ uint8_t shared[];
-    prefiller<S, T> p(args, (smem_address(shared) + 1023) / 1024 * 1024);
+    extern __shared__ __align__(1024) uint8_t shared[]; /* as tiles want to start */
+    prefiller<S, T> p(args, smem_address(shared));
 
     grid_launch_dependents();
     if (threadIdx.x == 0)
@@ -494,10 +567,10 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     if (threadIdx.x >= S::CONSUMERS) {
         registers_give<40>();
         if (threadIdx.x < S::CONSUMERS + 32 && elect_one())
-            p.produce(&map);
+            p.produce(&x, &y);
     } else {
         registers_take<232>();
-        p.consume();
+        p.consume(&y);
     }
     __syncwarp();
     cluster_sync(); /* the other CTA may still send to this one's shared memory */
@@ -505,37 +578,41 @@ __global__ void __launch_bounds__(S::THREADS, 1)
 }
 
 template <class S, class T>
-static cudaError_t queue_prefill(fq_cuda_launch args, const CUtensorMap &map, cudaStream_t stream) {
+static cudaError_t queue_prefill(fq_cuda_launch args, const CUtensorMap *maps,
+                                 cudaStream_t stream) {
     bool zeros = args.w.zeros || (args.gate.codes && args.gate.zeros);
-    const int fixed = 1024 + S::GROUPS * S::OUT;
 
     args.slots = slots_within(args, 1, 1);
     args.stage_bytes = S::stage_bytes(args.slots, zeros);
     return launch_overlapped(hopper_prefill<S, T>, dim3(args.shares.workers * FQ_CUDA_CLUSTER),
-                             S::THREADS, fixed + S::STAGES * (args.stage_bytes + 16),
-                             FQ_CUDA_CLUSTER, stream, args, map);
+                             S::THREADS, S::GROUPS * S::OUT + S::STAGES * (args.stage_bytes + 16),
+                             FQ_CUDA_CLUSTER, stream, args, maps[0], maps[1]);
 }
 
 template <int BITS> using prefill_128 = prefill_shape<128, BITS>;
+template <int BITS> using prefill_192 = prefill_shape<192, BITS>;
 template <int BITS> using prefill_256 = prefill_shape<256, BITS>;
 
 template <int BITS, class T>
-static cudaError_t queue_prefill_by_rows(const fq_cuda_launch &args, const CUtensorMap &map,
+static cudaError_t queue_prefill_by_rows(const fq_cuda_launch &args, const CUtensorMap *maps,
                                          cudaStream_t stream) {
-    return args.block_m == 128 ? queue_prefill<prefill_128<BITS>, T>(args, map, stream)
-                               : queue_prefill<prefill_256<BITS>, T>(args, map, stream);
+    return args.block_m == 128   ? queue_prefill<prefill_128<BITS>, T>(args, maps, stream)
+           : args.block_m == 192 ? queue_prefill<prefill_192<BITS>, T>(args, maps, stream)
+                                 : queue_prefill<prefill_256<BITS>, T>(args, maps, stream);
 }
 
 template <int BITS>
-static cudaError_t queue_prefill_any(const fq_cuda_launch &args, const CUtensorMap &map,
+static cudaError_t queue_prefill_any(const fq_cuda_launch &args, const CUtensorMap *maps,
                                      cudaStream_t stream) {
-    return args.type == FQ_F16 ? queue_prefill_by_rows<BITS, f16>(args, map, stream)
-                               : queue_prefill_by_rows<BITS, bf16>(args, map, stream);
+    return args.type == FQ_F16 ? queue_prefill_by_rows<BITS, f16>(args, maps, stream)
+                               : queue_prefill_by_rows<BITS, bf16>(args, maps, stream);
 }
 
 template <int BITS> static cudaError_t prepare_prefill_any() {
     const void *kernels[] = {
         reinterpret_cast<const void *>(hopper_prefill<prefill_128<BITS>, f16>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_192<BITS>, f16>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_192<BITS>, bf16>),
         reinterpret_cast<const void *>(hopper_prefill<prefill_256<BITS>, f16>),
         reinterpret_cast<const void *>(hopper_prefill<prefill_128<BITS>, bf16>),
         reinterpret_cast<const void *>(hopper_prefill<prefill_256<BITS>, bf16>),

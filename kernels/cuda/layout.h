@@ -25,7 +25,8 @@
  * the two codes of a pair at the same place, whence one mask takes both:
  *
  *   int4  512 bytes a quarter   [lane][step] words; pair p is nibble p of each half
- *   int8  1024 bytes            [step / 2][lane][step % 2][2] words; bytes a0..a3, a4..a7
+ *   int8  1024 bytes            [step / 2][lane][step % 2][2] words: pairs 0 and 1, 2 and 3;
+ *                               pair p is byte p % 2 of each half
  *   int3  384 bytes             [3][lane] words.  The 16 pairs of the four steps in
  *                               order: five to a word, at bits 0, 3, 6, 9 and 12 of each
  *                               half; the sixteenth has bit 15 of each of the three
@@ -39,7 +40,7 @@
 
 #include <stdint.h>
 
-#define FQ_CUDA_LAYOUT 2 /* version, see struct fq_weights_handle */
+#define FQ_CUDA_LAYOUT 3 /* version, see struct fq_weights_handle */
 
 #define FQ_CUDA_STRIP    64 /* rows of a tile */
 #define FQ_CUDA_QUARTER  16 /* rows of a quarter */

@@ -26,7 +26,7 @@ static __device__ __forceinline__ void put_code(uint32_t (&words)[BITS], int ste
     int pair = i >> 1, half = 16 * (i & 1);
 
     if (BITS == 8) {
-        words[2 * step + (i >> 2)] |= code << (8 * (i & 3));
+        words[2 * step + pair / 2] |= code << (half + 8 * (pair % 2));
     } else if (BITS == 4) {
         words[step] |= code << (half + 4 * pair);
     } else if (step * 4 + pair < 15) {

@@ -97,6 +97,26 @@ tensor_copy_multicast(uint32_t to, const void *map, int x, int y, uint32_t barri
                  : "memory");
 }
 
+/* The other way: a box out of this CTA's shared memory; what lies past the tensor's ends is left
+ * out. Queued with others of this thread that are not committed yet. */
+static __device__ __forceinline__ void tensor_store(const void *map, int x, int y, uint32_t from) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+        "r"(x), "r"(y), "r"(from)
+        : "memory");
+}
+static __device__ __forceinline__ void tensor_store_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/* Until all but the last PENDING commits of this thread have read their shared memory. */
+template <int PENDING> static __device__ __forceinline__ void tensor_store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+/* What this thread wrote to shared memory, the copy engine will read. */
+static __device__ __forceinline__ void fence_copy_engine() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 /* Asks for a tensor map ahead of the copies by it. */
 static __device__ __forceinline__ void prefetch_tensor_map(const void *map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -218,6 +238,14 @@ static __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t tile) {
 
     asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(tile), "r"((1024u >> 4) | 1u << 30));
     return descriptor;
+}
+
+/* Four 8×8 matrices of two-byte elements, v[i] the i-th's fragment (row lane / 4, columns 2 ·
+ * (lane % 4) and one more), turned: lane 8i + j gives the address of the i-th's column j. */
+static __device__ __forceinline__ void store_turned(uint32_t to, const uint32_t (&v)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                 "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
 }
 
 /* Where piece `piece` of row `row` of such a tile lies. */

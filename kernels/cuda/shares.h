@@ -64,7 +64,8 @@ static FQ_HOST_DEVICE int fq_cuda_decode_strips(int strips, int clusters, int bl
 
 /* ---- Prefill -------------------------------------------------------------------------------- */
 
-#define FQ_CUDA_CLUSTER 2 /* CTAs of a worker */
+#define FQ_CUDA_CLUSTER  2  /* CTAs of a worker */
+#define FQ_CUDA_OUT_ROWS 64 /* of a block of Y, that go through shared memory at a time */
 
 struct fq_cuda_shares {
     int blocks, units; /* of the output, and along K in each: their product fits an int */
