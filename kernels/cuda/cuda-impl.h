@@ -134,15 +134,18 @@ struct fq_cuda_launch {
 
     int splits; /* tiles.h: slices of K that CTAs of their own sum */
 
-    int clusters, blocks;         /* Hopper, decode: shares.h; blocks of each cluster */
-    int block_strips;             /* of a block at most, of each matrix of a pair */
+    int clusters, blocks; /* Hopper, decode: shares.h; blocks of each cluster */
+    int block_strips;     /* of a block at most, of each matrix of a pair */
+    int strips_each;      /* of a cluster; the first strips_longer have one more */
+    int strips_longer;
     struct fq_cuda_shares shares; /* Hopper, prefill */
     int slots;                    /* the launcher's: groups that a strip has in a stage, at most */
     int stages, stage_bytes;      /* the launcher's */
     int stage_tiles;              /* the decode launcher's: tiles of K in a stage, an even number */
     int block_m, blocks_n;        /* prefill: rows of X of a block; blocks along W */
     int y_mapped;                 /* prefill: Y is to be stored by its tensor map */
-    const void *arranged;         /* decode, m > FQ_CUDA_DIRECT_ROWS: X by fq_cuda_arrange_rows */
+    int x_mapped;                 /* decode, m > FQ_CUDA_DIRECT_ROWS: X comes by its tensor map */
+    const void *arranged;         /* otherwise: X by fq_cuda_arrange_rows */
 
     const void *x; /* m > FQ_DECODE_ROWS: base and stride in elements */
     void *y;
@@ -155,11 +158,11 @@ struct fq_cuda_launch {
 
 /* Queue one launch.  hopper-decode.cuh and hopper-prefill.cuh by bits; decode.cuh, prefill.cu. */
 typedef cudaError_t fq_cuda_launcher(const struct fq_cuda_launch *launch, cudaStream_t stream);
-/* maps: of X, and of Y where launch->y_mapped. */
+/* maps: of X, where m > FQ_DECODE_ROWS or launch->x_mapped, and of Y, where launch->y_mapped. */
 typedef cudaError_t fq_cuda_mapped_launcher(const struct fq_cuda_launch *launch,
                                             const CUtensorMap *maps, cudaStream_t stream);
-fq_cuda_launcher fq_cuda_hopper_decode_int8, fq_cuda_hopper_decode_int4, fq_cuda_hopper_decode_int3;
-fq_cuda_mapped_launcher fq_cuda_hopper_prefill_int8, fq_cuda_hopper_prefill_int4,
+fq_cuda_mapped_launcher fq_cuda_hopper_decode_int8, fq_cuda_hopper_decode_int4,
+    fq_cuda_hopper_decode_int3, fq_cuda_hopper_prefill_int8, fq_cuda_hopper_prefill_int4,
     fq_cuda_hopper_prefill_int3;
 fq_cuda_launcher fq_cuda_decode_int8, fq_cuda_decode_int4, fq_cuda_decode_int3, fq_cuda_prefill;
 

@@ -106,6 +106,23 @@ static bool aligned(const void *address) {
     return ((uintptr_t)address & 15) == 0;
 }
 
+/* From one row to the next, in elements, by the first two. */
+static int64_t row_distance(const void *const *rows) {
+    return ((const uint8_t *)rows[1] - (const uint8_t *)rows[0]) / 2;
+}
+
+/* Whether rows, two at least, lie as the copy engine can take them: in order, equally far apart. */
+static bool are_mappable(const void *const *rows, int count, int64_t columns) {
+    const int64_t distance = row_distance(rows);
+
+    if (!aligned(rows[0]) || distance % 8 || distance < columns)
+        return false;
+    for (int i = 2; i < count; i++)
+        if ((const uint16_t *)rows[i] != (const uint16_t *)rows[i - 1] + distance)
+            return false;
+    return true;
+}
+
 /* ---- Which kernel, and its shares ----------------------------------------------------------- */
 
 /* Blocks along W where a worker has `strips` strips of it, a gate's included. */
@@ -127,37 +144,11 @@ static void share_strips(struct fq_cuda_launch *launch, int clusters) {
 
     most = FQ_CUDA_DECODE_GROUPS * (launch->gate.codes ? 1 : FQ_CUDA_DECODE_SLOTS);
     launch->clusters = strips < clusters ? strips : clusters;
-    run = (strips + launch->clusters - 1) / launch->clusters;
+    launch->strips_each = strips / launch->clusters;
+    launch->strips_longer = strips % launch->clusters;
+    run = launch->strips_each + (launch->strips_longer > 0);
     launch->blocks = (run + most - 1) / most;
     launch->block_strips = (run + launch->blocks - 1) / launch->blocks;
-}
-
-static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
-                                struct fq_error *err) {
-    const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
-    const struct fq_cuda_matrix *w = &launch->w;
-    int status = 0;
-
-    share_strips(launch, cuda->processors / FQ_CUDA_DECODE_SPLIT);
-    if (launch->m > FQ_CUDA_DIRECT_ROWS) {
-        struct fq_cuda_arrange arrange = {
-            .m = launch->m, .rows_padded = FQ_DECODE_ROWS, .k = w->k, .tiles = w->tiles};
-
-        status = grow_scratch(stream, (uint64_t)w->tiles * arrange.rows_padded * 128, err);
-        if (status < 0)
-            return status;
-        arrange.to = stream->scratch;
-        launch->arranged = stream->scratch;
-        memcpy(arrange.rows, launch->x_rows, (size_t)launch->m * sizeof *launch->x_rows);
-        status = fq_cuda_check(fq_cuda_arrange_rows(&arrange, stream->stream), err,
-                               "arrange the rows of X");
-        if (status < 0)
-            return status;
-    }
-    return fq_cuda_check((w->bits == 8   ? fq_cuda_hopper_decode_int8
-                          : w->bits == 4 ? fq_cuda_hopper_decode_int4
-                                         : fq_cuda_hopper_decode_int3)(launch, stream->stream),
-                         err, "launch a GEMM");
 }
 
 /* X or Y, m rows of some columns, as the copy engine sees it: boxes of 64 columns by some rows. */
@@ -182,6 +173,45 @@ static int map_rows(const void *data, int m, int columns, int64_t row_stride, in
                        "cannot describe %d rows of %d, %lld bytes apart: driver error %d", m,
                        columns, (long long)stride[0], (int)result);
     return 0;
+}
+
+/* X where the copy engine cannot take it from its rows: arranged in the stream's scratch memory. */
+static int arrange_rows(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
+                        struct fq_error *err) {
+    const struct fq_cuda_matrix *w = &launch->w;
+    struct fq_cuda_arrange arrange = {
+        .m = launch->m, .rows_padded = FQ_DECODE_ROWS, .k = w->k, .tiles = w->tiles};
+    int status = grow_scratch(stream, (uint64_t)w->tiles * arrange.rows_padded * 128, err);
+
+    if (status < 0)
+        return status;
+    arrange.to = stream->scratch;
+    launch->arranged = stream->scratch;
+    memcpy(arrange.rows, launch->x_rows, (size_t)launch->m * sizeof *launch->x_rows);
+    return fq_cuda_check(fq_cuda_arrange_rows(&arrange, stream->stream), err,
+                         "arrange the rows of X");
+}
+
+static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
+                                struct fq_error *err) {
+    const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
+    const struct fq_cuda_matrix *w = &launch->w;
+    CUtensorMap map = {0};
+    int status = 0;
+
+    share_strips(launch, cuda->processors / FQ_CUDA_DECODE_SPLIT);
+    if (launch->m > FQ_CUDA_DIRECT_ROWS)
+        status = launch->x_mapped
+                     ? map_rows(launch->x_rows[0], launch->m, w->k, row_distance(launch->x_rows),
+                                FQ_DECODE_ROWS, &map, err)
+                     : arrange_rows(stream, launch, err);
+    if (status < 0)
+        return status;
+    return fq_cuda_check((w->bits == 8 ? fq_cuda_hopper_decode_int8
+                          : w->bits == 4
+                              ? fq_cuda_hopper_decode_int4
+                              : fq_cuda_hopper_decode_int3)(launch, &map, stream->stream),
+                         err, "launch a GEMM");
 }
 
 /* Whether the prefill's results are their sums and a bias, in rows that the copy engine can store.
@@ -343,8 +373,10 @@ static int decode(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch, 
     bool hopper = ((const struct fq_cuda_backend *)stream->base.backend)->hopper;
     bool gather = host;
 
-    if (hopper && launch->m > FQ_CUDA_DIRECT_ROWS) /* the rows are arranged, wherever they lie */
+    if (hopper && launch->m > FQ_CUDA_DIRECT_ROWS) { /* the kernel takes them wherever they lie */
+        launch->x_mapped = !host && are_mappable(launch->x_rows, launch->m, launch->w.k);
         return launch_gemm(stream, launch, err);
+    }
     for (int i = 0; hopper && i < launch->m; i++)
         gather |= !aligned(launch->x_rows[i]);
     return gather ? decode_gathered(stream, launch, err) : launch_gemm(stream, launch, err);

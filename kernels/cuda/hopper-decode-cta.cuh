@@ -18,11 +18,14 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int SLOTS = FQ_CUDA_DECODE_SLOTS;       /* strips of each */
     static constexpr int CONSUMERS = 128 * GROUPS;
     /* A warp produces weights.  Where X comes row by row, one or two others do that; else the next
-     * one.  Where registers are scarce producers are a warpgroup, for the consumers to be given its
-     * registers: a CTA starts with 128 a thread, and setmaxnreg only moves them. */
+     * one.  Where registers are scarce producers are a warpgroup, some of it idle, for the
+     * consumers to be given its registers: a CTA starts with 128 a thread, and setmaxnreg only
+     * moves them. */
     static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
-    static constexpr int THREADS = CONSUMERS + (DIRECT ? 32 + 32 * ROW_WARPS : 128);
-    static constexpr int PRODUCER_REGISTERS = 32, CONSUMER_REGISTERS = 160;
+    static constexpr bool MOVES_REGISTERS = N > 8;
+    static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32 + 32 * ROW_WARPS);
+    static constexpr int PRODUCER_REGISTERS = DIRECT ? 56 : 32;
+    static constexpr int CONSUMER_REGISTERS = DIRECT ? 152 : 160;
     static constexpr int SHARED = 226 << 10; /* bytes, at most: a multiprocessor's */
     static constexpr int SUMS = N / 2;       /* of a thread and strip */
     /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows of
@@ -80,8 +83,8 @@ template <class S> struct decode_cta {
 
         __device__ __forceinline__ block_place(const decode_cta &d, int block) {
             const fq_cuda_launch &l = d.launch;
-            const int count =
-                fq_cuda_decode_strips(l.w.strips, l.clusters, l.blocks, d.cluster, block, &strip);
+            const int count = fq_cuda_decode_strips(l.strips_each, l.strips_longer, l.blocks,
+                                                    d.cluster, block, &strip);
 
             strips = l.gate.codes ? 2 * count : count;
             first = l.gate.codes ? count : min(count, S::GROUPS);

@@ -2,8 +2,9 @@
 /* The Hopper decode kernels for int3 weights: see hopper-decode.cuh. */
 #include "hopper-decode.cuh"
 
-cudaError_t fq_cuda_hopper_decode_int3(const struct fq_cuda_launch *launch, cudaStream_t stream) {
-    return queue_decode_any<3>(*launch, stream);
+cudaError_t fq_cuda_hopper_decode_int3(const struct fq_cuda_launch *launch, const CUtensorMap *maps,
+                                       cudaStream_t stream) {
+    return queue_decode_any<3>(*launch, *maps, stream);
 }
 
 cudaError_t fq_cuda_hopper_decode_int3_prepare(void) {

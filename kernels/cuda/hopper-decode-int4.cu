@@ -2,8 +2,9 @@
 /* The Hopper decode kernels for int4 weights: see hopper-decode.cuh. */
 #include "hopper-decode.cuh"
 
-cudaError_t fq_cuda_hopper_decode_int4(const struct fq_cuda_launch *launch, cudaStream_t stream) {
-    return queue_decode_any<4>(*launch, stream);
+cudaError_t fq_cuda_hopper_decode_int4(const struct fq_cuda_launch *launch, const CUtensorMap *maps,
+                                       cudaStream_t stream) {
+    return queue_decode_any<4>(*launch, *maps, stream);
 }
 
 cudaError_t fq_cuda_hopper_decode_int4_prepare(void) {

@@ -2,8 +2,9 @@
 /* The Hopper decode kernels for int8 weights: see hopper-decode.cuh. */
 #include "hopper-decode.cuh"
 
-cudaError_t fq_cuda_hopper_decode_int8(const struct fq_cuda_launch *launch, cudaStream_t stream) {
-    return queue_decode_any<8>(*launch, stream);
+cudaError_t fq_cuda_hopper_decode_int8(const struct fq_cuda_launch *launch, const CUtensorMap *maps,
+                                       cudaStream_t stream) {
+    return queue_decode_any<8>(*launch, *maps, stream);
 }
 
 cudaError_t fq_cuda_hopper_decode_int8_prepare(void) {

@@ -13,6 +13,7 @@
 template <class S> class decode_producer {
     using block_place = typename decode_cta<S>::block_place;
     const decode_cta<S> &cta;
+    const void *const x_map; /* the tensor map of X, where launch.x_mapped */
 
     /* A walk over the tiles of this CTA, block after block. */
     struct cursor {
@@ -79,16 +80,25 @@ template <class S> class decode_producer {
         }
     }
 
-    /* The arranged X of a stage. */
-    __device__ __forceinline__ void put_arranged(const cursor &at) const {
-        bulk_copy(cta.ring + at.place.stage * cta.stage_bytes,
+    /* X of a stage, as wgmma wants it: by its tensor map, or arranged so already. */
+    __device__ __forceinline__ void put_x(const cursor &at) const {
+        const uint32_t to = cta.ring + at.place.stage * cta.stage_bytes;
+        const int tiles = min(cta.tiles, cta.end - at.tile);
+
+        if (cta.launch.x_mapped) {
+            for (int i = 0; i < tiles; i++)
+                tensor_copy(to + i * S::X_TILE, x_map, (at.tile + i) * FQ_CUDA_TILE, 0,
+                            cta.full_of(at.place));
+            return;
+        }
+        bulk_copy(to,
                   static_cast<const uint8_t *>(cta.launch.arranged) + (int64_t)at.tile * S::X_TILE,
-                  min(cta.tiles, cta.end - at.tile) * S::X_TILE, cta.full_of(at.place));
+                  tiles * S::X_TILE, cta.full_of(at.place));
     }
 
     /*
      * The two producers part the work by what it costs them: where X comes row by row, a warp has
-     * that, and a thread the weights; where it is arranged, a thread has the codes and another one
+     * that, and a thread the weights; with more rows, a thread has the codes and another one
      * the scales and X.  Weights fill the ring before the kernels that made X are done.
      */
     template <bool CODES, bool SCALES, bool GATED> struct weights_producer {
@@ -149,17 +159,18 @@ template <class S> class decode_producer {
             weights.put();
         grid_wait();
         for (int i = 0; i < cta.launch.stages && of_x.valid(cta); i++, of_x.next(cta))
-            put_arranged(of_x);
+            put_x(of_x);
         while (weights.at.valid(cta)) {
             mbarrier_wait(cta.empty_of(of_x.place), of_x.place.parity ^ 1);
             weights.put();
-            put_arranged(of_x);
+            put_x(of_x);
             of_x.next(cta);
         }
     }
 
   public:
-    __device__ __forceinline__ explicit decode_producer(const decode_cta<S> &of) : cta(of) {
+    __device__ __forceinline__ decode_producer(const decode_cta<S> &of, const void *map)
+        : cta(of), x_map(map) {
     }
 
     /* By a thread. */

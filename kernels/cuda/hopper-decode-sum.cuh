@@ -67,8 +67,8 @@ template <class S, class T> class decode_summer {
      */
     template <int SLOTS, int TILES, int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void
-    sum_tiles_directly(strip_sums (&sums)[S::SLOTS], const slot_place (&at)[S::SLOTS],
-                       uint32_t stage, int of, uint32_t x_place) const {
+    sum_tiles_directly(strip_sums (&sums)[S::SLOTS], const slot_place (&at)[SLOTS], uint32_t stage,
+                       int of, uint32_t x_place) const {
         constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS; /* of a segment */
         lane_codes<S::BITS> codes[TILES][SLOTS];
         uint32_t x[TILES][S::N / 8][4]; /* two steps */
@@ -170,7 +170,7 @@ template <class S, class T> class decode_summer {
     /* The tiles of a stage. */
     template <int SLOTS, int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void sum_stage(strip_sums (&sums)[S::SLOTS],
-                                              const slot_place (&at)[S::SLOTS], uint32_t stage,
+                                              const slot_place (&at)[SLOTS], uint32_t stage,
                                               int tiles) const {
         /* tiles at a time, by the registers there are */
         constexpr int TOGETHER = S::N <= 16 && SEGMENTS == 1 && S::BITS != 8 ? 2 : 1;
@@ -191,8 +191,8 @@ template <class S, class T> class decode_summer {
 
     /* All tiles of a block. */
     template <int SLOTS, int SEGMENTS, bool ZEROS>
-    __device__ __forceinline__ void sum_tiles(strip_sums (&sums)[S::SLOTS],
-                                              slot_place (&at)[S::SLOTS], ring_place &place) const {
+    __device__ __forceinline__ void sum_tiles(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
+                                              ring_place &place) const {
         int turns = cta.parted ? cta.thread / 128 : 0; /* stages until this warpgroup's next */
 
         for (int tile = cta.begin; tile < cta.end; tile += cta.tiles, place.next()) {
@@ -217,17 +217,22 @@ template <class S, class T> class decode_summer {
      */
     template <int SLOTS, bool ZEROS>
     __device__ __forceinline__ void sum_tiles_ahead(strip_sums (&sums)[S::SLOTS],
-                                                    slot_place (&at)[S::SLOTS],
+                                                    slot_place (&at)[SLOTS],
                                                     ring_place &place) const {
         const int items = (cta.end - cta.begin) * SLOTS;
         uint32_t stage = place.stage * cta.stage_bytes;
         uint32_t a[2][FQ_CUDA_STEPS][4];
         int of = 0; /* tile of the stage */
-        auto dequantize = [&](uint32_t(&to)[FQ_CUDA_STEPS][4], const slot_place &from) {
-            const zero_terms<S::BITS, T> zero =
-                from.template load_zeros<ZEROS>(stage, of * FQ_CUDA_STEPS);
-            const lane_codes<S::BITS> codes = from.load_codes(stage, of);
-
+        /* Codes come from shared memory while products are queued, unless they take the registers
+         * that these want. */
+        constexpr bool EARLY = S::BITS != 8;
+        lane_codes<S::BITS> codes;
+        zero_terms<S::BITS, T> zero;
+        auto load = [&](const slot_place &from) {
+            codes = from.load_codes(stage, of);
+            zero = from.template load_zeros<ZEROS>(stage, of * FQ_CUDA_STEPS);
+        };
+        auto dequantize = [&](uint32_t(&to)[FQ_CUDA_STEPS][4]) {
 #pragma unroll
             for (int step = 0; step < FQ_CUDA_STEPS; step++)
                 fragment<S::BITS, T, !ZEROS>(to[step], codes, step, zero);
@@ -236,7 +241,8 @@ template <class S, class T> class decode_summer {
         if (items == 0)
             return;
         mbarrier_wait(cta.full_of(place), place.parity);
-        dequantize(a[0], at[0]);
+        load(at[0]);
+        dequantize(a[0]);
         for (int item = 0; item < items; item += 2) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -247,20 +253,12 @@ template <class S, class T> class decode_summer {
 
                 if (item + i >= items)
                     break;
+                const bool more = item + i + 1 < items;
                 const uint32_t scale = at[slot].load_scales(stage, of * FQ_CUDA_STEPS);
                 const uint32_t x_place = x + stage / 16 + of * (S::X_TILE / 16);
                 /* with this stage: its last tile, or K's */
-                const bool done = slot == LAST && (of + 1 == cta.tiles || item + i + 1 == items);
+                const bool done = slot == LAST && (of + 1 == cta.tiles || !more);
 
-#pragma unroll
-                for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                    settle(a[i][step]);
-                wgmma_fence();
-#pragma unroll
-                for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                    wgmma<S::N>::template mma<T>(
-                        part, a[i][step], wgmma_descriptor(x_place + step * WGMMA_STEP), step > 0);
-                wgmma_commit();
                 if (slot == LAST)
                     of++;
                 if (done) {
@@ -271,11 +269,25 @@ template <class S, class T> class decode_summer {
                     for (int s = 0; s < SLOTS; s++)
                         at[s].groups.advance(cta.tiles * FQ_CUDA_STEPS);
                 }
-                if (item + i + 1 < items) {
-                    if (done)
-                        mbarrier_wait(cta.full_of(place), place.parity);
-                    dequantize(a[1 - i], at[slot == LAST ? 0 : LAST]);
-                }
+                const slot_place &following = at[slot == LAST ? 0 : LAST];
+
+                if (more && done)
+                    mbarrier_wait(cta.full_of(place), place.parity);
+                if (more && EARLY)
+                    load(following);
+#pragma unroll
+                for (int step = 0; step < FQ_CUDA_STEPS; step++)
+                    settle(a[i][step]);
+                wgmma_fence();
+#pragma unroll
+                for (int step = 0; step < FQ_CUDA_STEPS; step++)
+                    wgmma<S::N>::template mma<T>(
+                        part, a[i][step], wgmma_descriptor(x_place + step * WGMMA_STEP), step > 0);
+                wgmma_commit();
+                if (more && !EARLY)
+                    load(following);
+                if (more)
+                    dequantize(a[1 - i]);
                 wgmma_wait<0>();
                 settle(part);
                 if (done)
@@ -286,9 +298,8 @@ template <class S, class T> class decode_summer {
     }
 
     template <int SLOTS, bool ZEROS>
-    __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS],
-                                              slot_place (&at)[S::SLOTS], int segments_log2,
-                                              ring_place &place) const {
+    __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
+                                              int segments_log2, ring_place &place) const {
         if (segments_log2 == 0) {
             if (S::DIRECT || cta.parted)
                 sum_tiles<SLOTS, 1, ZEROS>(sums, at, place);
@@ -324,20 +335,26 @@ template <class S, class T> class decode_summer {
         int strip;
         const bool one = cta.find_strip(block, group, w[0], strip) && group < block.first;
         const bool two = cta.find_strip(block, group + block.first, w[1], strip) && one;
-        slot_place at[S::SLOTS] = {{cta, block, 0, *w[0]}, {cta, block, 1, *w[1]}};
-        const int segments = max(w[0]->slots_log2, w[1]->slots_log2);
-        const bool zeros = w[0]->zeros || w[1]->zeros;
 
-        if (!one)
+        /* each case with places of its own: what one has no registers for, the other may have */
+        if (!one) {
             skip_block(place);
-        else if (two && zeros)
-            sum_block<2, true>(sums, at, segments, place);
-        else if (two)
-            sum_block<2, false>(sums, at, segments, place);
-        else if (zeros)
-            sum_block<1, true>(sums, at, segments, place);
-        else
-            sum_block<1, false>(sums, at, segments, place);
+        } else if (two) {
+            slot_place at[2] = {{cta, block, 0, *w[0]}, {cta, block, 1, *w[1]}};
+            const int segments = max(w[0]->slots_log2, w[1]->slots_log2);
+
+            if (w[0]->zeros || w[1]->zeros)
+                sum_block<2, true>(sums, at, segments, place);
+            else
+                sum_block<2, false>(sums, at, segments, place);
+        } else {
+            slot_place at[1] = {{cta, block, 0, *w[0]}};
+
+            if (w[0]->zeros)
+                sum_block<1, true>(sums, at, w[0]->slots_log2, place);
+            else
+                sum_block<1, false>(sums, at, w[0]->slots_log2, place);
+        }
     }
 };
 

@@ -33,7 +33,8 @@
 
 template <class S, class T>
 __global__ void __launch_bounds__(S::THREADS, 1)
-    hopper_decode(const __grid_constant__ fq_cuda_launch args) {
+    hopper_decode(const __grid_constant__ fq_cuda_launch args,
+                  const __grid_constant__ CUtensorMap x) {
 #ifdef FQ_HOPPER_CODE
     extern __shared__ uint8_t shared[];
     const decode_cta<S> cta(args, (smem_address(shared) + 1023) / 1024 * 1024);
@@ -44,15 +45,16 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     __syncthreads();
     cluster_arrive();
     if (threadIdx.x >= S::CONSUMERS) {
-        const decode_producer<S> producer(cta);
+        const decode_producer<S> producer(cta, &x);
 
-        if (!S::DIRECT)
+        if (S::MOVES_REGISTERS)
             registers_give<S::PRODUCER_REGISTERS>();
         if (threadIdx.x < S::CONSUMERS + 32) {
             if (elect_one())
                 producer.produce_weights();
         } else if (S::DIRECT) {
-            producer.produce_rows();
+            if (threadIdx.x < S::CONSUMERS + 32 + 32 * S::ROW_WARPS)
+                producer.produce_rows();
         } else if (threadIdx.x < S::CONSUMERS + 64) {
             if (elect_one())
                 producer.produce_scales_and_x();
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         const decode_storer<S, T> storer(cta);
         ring_place place(args.stages);
 
-        if (!S::DIRECT)
+        if (S::MOVES_REGISTERS)
             registers_take<S::CONSUMER_REGISTERS>();
         cluster_wait(); /* the barriers of both CTAs are there */
         for (int i = 0; i < args.blocks; i++) {
@@ -80,7 +82,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
 }
 
 template <class S, class T>
-static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
+static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaStream_t stream) {
     const bool gated = args.gate.codes != nullptr;
     const bool zeros = args.w.zeros || (gated && args.gate.zeros);
     const int fixed = 1024 + 16 + S::OUT + S::IN;
@@ -98,24 +100,26 @@ static cudaError_t queue_decode(fq_cuda_launch args, cudaStream_t stream) {
     args.stages = args.stages > 16 ? 16 : args.stages;
     return launch_overlapped(hopper_decode<S, T>, dim3(args.clusters * FQ_CUDA_DECODE_SPLIT),
                              S::THREADS, fixed + args.stages * (args.stage_bytes + 16),
-                             FQ_CUDA_DECODE_SPLIT, stream, args);
+                             FQ_CUDA_DECODE_SPLIT, stream, args, x);
 }
 
 template <int BITS, class T>
-static cudaError_t queue_decode_by_rows(const fq_cuda_launch &args, cudaStream_t stream) {
+static cudaError_t queue_decode_by_rows(const fq_cuda_launch &args, const CUtensorMap &x,
+                                        cudaStream_t stream) {
     if (args.m <= 8)
-        return queue_decode<decode_shape<8, BITS>, T>(args, stream);
+        return queue_decode<decode_shape<8, BITS>, T>(args, x, stream);
     if (args.m <= 16)
-        return queue_decode<decode_shape<16, BITS>, T>(args, stream);
+        return queue_decode<decode_shape<16, BITS>, T>(args, x, stream);
     if (args.m <= 32)
-        return queue_decode<decode_shape<32, BITS>, T>(args, stream);
-    return queue_decode<decode_shape<64, BITS>, T>(args, stream);
+        return queue_decode<decode_shape<32, BITS>, T>(args, x, stream);
+    return queue_decode<decode_shape<64, BITS>, T>(args, x, stream);
 }
 
 template <int BITS>
-static cudaError_t queue_decode_any(const fq_cuda_launch &args, cudaStream_t stream) {
-    return args.type == FQ_F16 ? queue_decode_by_rows<BITS, f16>(args, stream)
-                               : queue_decode_by_rows<BITS, bf16>(args, stream);
+static cudaError_t queue_decode_any(const fq_cuda_launch &args, const CUtensorMap &x,
+                                    cudaStream_t stream) {
+    return args.type == FQ_F16 ? queue_decode_by_rows<BITS, f16>(args, x, stream)
+                               : queue_decode_by_rows<BITS, bf16>(args, x, stream);
 }
 
 template <int BITS, class T> static cudaError_t prepare_decode() {

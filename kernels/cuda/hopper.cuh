@@ -120,8 +120,15 @@ struct group_phase {
     uint32_t inverse; /* of steps: what is divided here is less than steps + 32, hence exact */
 
     __device__ __forceinline__ group_phase(const fq_cuda_matrix &w, int tile)
-        : phase(tile * FQ_CUDA_STEPS % w.group_steps), steps(w.group_steps),
+        : phase(tile * FQ_CUDA_STEPS - group_of(w, tile) * w.group_steps), steps(w.group_steps),
           inverse(w.group_inverse) {
+    }
+    /* The group that a tile starts in.  Without a division where there is another way: every kernel
+     * starts with this. */
+    static __device__ __forceinline__ int group_of(const fq_cuda_matrix &w, int tile) {
+        const int step = tile * FQ_CUDA_STEPS;
+
+        return w.group_shift >= 0 ? step >> w.group_shift : step / w.group_steps;
     }
     /* Of the step-th step from here. */
     __device__ __forceinline__ int slot(int step) const {
@@ -158,7 +165,7 @@ template <int BITS, int MOST> struct strip_copies {
           codes_stride(w.tiles * FQ_CUDA_TILE_BYTES(BITS)), groups_stride(w.groups),
           to_codes(codes_to), to_scales(scales_to), to_zeros(zeros_to), pitch(codes_pitch),
           slots(group_slots), groups(w, tile) {
-        const int64_t group = (int64_t)strip * w.groups + tile * FQ_CUDA_STEPS / w.group_steps;
+        const int64_t group = (int64_t)strip * w.groups + group_phase::group_of(w, tile);
 
         scales += group * FQ_CUDA_SCALE_BYTES;
         if (zeros)

@@ -97,6 +97,15 @@ tensor_copy_multicast(uint32_t to, const void *map, int x, int y, uint32_t barri
                  : "memory");
 }
 
+/* The same into this CTA's shared memory alone. */
+static __device__ __forceinline__ void tensor_copy(uint32_t to, const void *map, int x, int y,
+                                                   uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(barrier)
+                 : "memory");
+}
+
 /* The other way: a box out of this CTA's shared memory; what lies past the tensor's ends is left
  * out. Queued with others of this thread that are not committed yet. */
 static __device__ __forceinline__ void tensor_store(const void *map, int x, int y, uint32_t from) {

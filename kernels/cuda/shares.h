@@ -52,13 +52,21 @@ static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
     return tile < tiles ? tile : tiles;
 }
 
-/* How many strips the block-th of `blocks` blocks of a cluster has, of which *first is the first.
+/*
+ * How many strips the block-th of `blocks` blocks of a cluster has, of which *first is the first. A
+ * cluster has `each` of them, the first `longer` clusters one more.  Every CTA begins with this,
+ * and the divisions of the general case take longer than all else that it does before its first
+ * copy.
  */
-static FQ_HOST_DEVICE int fq_cuda_decode_strips(int strips, int clusters, int blocks, int cluster,
+static FQ_HOST_DEVICE int fq_cuda_decode_strips(int each, int longer, int blocks, int cluster,
                                                 int block, int *first) {
-    int begin = strips * cluster / clusters, count = strips * (cluster + 1) / clusters - begin;
+    const int begin = each * cluster + (cluster < longer ? cluster : longer);
+    const int count = each + (cluster < longer);
 
-    *first = begin + count * block / blocks;
+    *first = begin;
+    if (blocks == 1)
+        return count;
+    *first += count * block / blocks;
     return begin + count * (block + 1) / blocks - *first;
 }
 
