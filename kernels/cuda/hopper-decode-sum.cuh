@@ -172,8 +172,11 @@ template <class S, class T> class decode_summer {
     __device__ __forceinline__ void sum_stage(strip_sums (&sums)[S::SLOTS],
                                               const slot_place (&at)[SLOTS], uint32_t stage,
                                               int tiles) const {
-        /* tiles at a time, by the registers there are */
-        constexpr int TOGETHER = S::N <= 16 && SEGMENTS == 1 && S::BITS != 8 ? 2 : 1;
+        /* tiles at a time: by the registers there are, and as measured */
+        constexpr bool PAIRS = S::N == 8    ? S::BITS != 8
+                               : S::N == 16 ? true
+                                            : S::BITS == 3 && SLOTS == 1;
+        constexpr int TOGETHER = PAIRS && SEGMENTS == 1 ? 2 : 1;
         int of = 0;
 
         if constexpr (!S::DIRECT) {
