@@ -126,6 +126,10 @@ int quantize_parse(const struct quantize_command *command, int argc, char **argv
     if (argc - optind != command->argument_count)
         return fq_fail(err, FQ_USAGE, "%d arguments, needed: %s; see finequant-quantize --help",
                        argc - optind, command->arguments);
+    for (int i = optind; i < argc; i++)
+        if (*argv[i] == '\0')
+            return fq_fail(err, FQ_USAGE, "argument %d of %s is empty, it must be a path",
+                           i - optind + 1, command->arguments);
     *arguments = argv + optind;
     return 0;
 }

@@ -443,7 +443,9 @@ int fq_quantize_checkpoint(const char *in, const char *out,
     int rc;
 
     *summary = (struct fq_quantize_summary){0};
-    if (!options->dry_run && (rc = fq_output_directory_init(&job.output, out, err)) < 0)
+    rc = options->dry_run ? fq_output_directory_check(out, in, err)
+                          : fq_output_directory_init(&job.output, out, in, err);
+    if (rc < 0)
         return rc;
     if ((rc = fq_plan_init(&job.plan, in, options, err)) < 0 || (rc = decide(&job, in, err)) < 0 ||
         (rc = plan_tensors(&job, err)) < 0)

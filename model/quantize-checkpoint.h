@@ -116,8 +116,8 @@ struct fq_quantize_summary {
  * complete and synced, or not at all; until then it is OUT.partial, which the same call goes on
  * with.  A failure removes that, a kill or -FQ_CANCELLED does not.
  * Errors: those of fq_checkpoint_new and fq_quantize; -FQ_EXISTS; -FQ_BUSY where another process
- * fills OUT; -FQ_INVALID where IN is already quantized or has no linear layer, a rule matches
- * nothing, or the budget is too small; -FQ_IO; -FQ_CANCELLED.
+ * fills OUT; -FQ_INVALID where OUT is within IN, IN is already quantized or has no linear layer, a
+ * rule matches nothing, or the budget is too small; -FQ_IO; -FQ_CANCELLED.
  */
 int fq_quantize_checkpoint(const char *in, const char *out,
                            const struct fq_quantize_options *options,

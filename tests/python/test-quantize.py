@@ -137,6 +137,30 @@ def check_refusals(source, work):
     assert not os.path.exists(os.path.join(work, "x"))
 
 
+def check_places(source, work):
+    """Where the output cannot go: one line, in a dry run as well, and nothing made."""
+    inside = os.path.join(work, "inside")
+    os.symlink(source, inside)
+    places = {"": (2, "argument 2 of IN OUT is empty"), source: (9, "must be a new directory"),
+              os.path.join(source, "out"): (3, "is within the input"),
+              os.path.join(inside, "out"): (3, "is within the input"),
+              os.path.join(work, "none", "out"): (8, "the directory it goes into"),
+              os.path.join(source, "config.json", "out"): (15, "the directory it goes into")}
+    if os.geteuid() != 0:  # whom nothing stops
+        os.mkdir(os.path.join(work, "read-only"), 0o555)
+        places[os.path.join(work, "read-only", "out")] = (7, "Permission denied")
+    before = sorted(os.listdir(source)), sorted(os.listdir(work))
+    for place, (status, words) in places.items():
+        for extra in ([], ["--dry-run"]):
+            refused = quantize(source, place, *extra, check=False)
+            assert refused.returncode == status and not refused.stdout, (place, refused)
+            assert refused.stderr.count("\n") == 1 and words in refused.stderr, (place, refused)
+            assert place in refused.stderr
+    refused = quantize("", os.path.join(work, "x"), check=False)
+    assert refused.returncode == 2 and "argument 1 of IN OUT is empty" in refused.stderr, refused
+    assert before == (sorted(os.listdir(source)), sorted(os.listdir(work)))
+
+
 def main():
     random = np.random.default_rng(7)
     weights = random.normal(0, 0.05, (33, 320)).astype(np.float32)
@@ -159,6 +183,7 @@ def main():
         check_mse(source, work)
         check_asymmetric(work, random)
         check_refusals(source, work)
+        check_places(source, work)
         assert not [name for name in os.listdir(work) if "partial" in name]
 
 
