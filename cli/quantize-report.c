@@ -211,11 +211,11 @@ static int64_t peak_resident(void) {
 static json_t *uniform_json(const struct fq_quantize_summary *summary) {
     if (!summary->budgeted)
         return json_null();
-    return json_pack("{s:I, s:f, s:i, s:I, s:I, s:f}", "allowed", (json_int_t)summary->allowed,
+    return json_pack("{s:I, s:f, s:i, s:I, s:I, s:o}", "allowed", (json_int_t)summary->allowed,
                      "error", summary->expected, "uniform_bits", summary->uniform.bits,
                      "uniform_group", (json_int_t)summary->uniform.group, "uniform_bytes",
                      (json_int_t)summary->uniform.bytes, "uniform_error",
-                     summary->uniform.bits ? summary->uniform.error : 0.0);
+                     summary->uniform.bits ? json_real(summary->uniform.error) : json_null());
 }
 
 static json_t *group_json(int64_t group) {
@@ -228,12 +228,13 @@ static int print_json(const struct quantize_report *report,
                       const struct fq_quantize_options *options,
                       const struct fq_quantize_summary *summary, struct fq_error *err) {
     json_t *json = json_pack(
-        "{s:s, s:s, s:i, s:o, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:o, s:O}", "input",
+        "{s:s, s:s, s:i, s:o, s:I, s:I, s:f, s:I, s:I, s:o, s:I, s:I, s:f, s:I, s:o, s:O}", "input",
         report->in, "output", report->out, "bits", options->bits, "group",
         group_json(options->group), "bytes_before", (json_int_t)summary->bytes_before,
         "bytes_after", (json_int_t)summary->bytes_after, "bits_per_weight",
         bits_per_weight(summary), "tensor_bytes_before", (json_int_t)summary->tensors_before,
-        "tensor_bytes_after", (json_int_t)summary->tensors_after, "error", summary->error, "shards",
+        "tensor_bytes_after", (json_int_t)summary->tensors_after, "error",
+        options->dry_run ? json_null() : json_real(summary->error), "shards",
         (json_int_t)summary->shards, "shards_kept", (json_int_t)summary->shards_kept, "seconds",
         report->seconds, "peak_resident_bytes", (json_int_t)peak_resident(), "budget",
         uniform_json(summary), "matrices", report->matrices);
@@ -293,6 +294,11 @@ int quantize_report_end(struct quantize_report *report, const struct fq_quantize
                "reads "
                "them, vLLM's GPU kernels do not\n",
                summary->unusual);
+    if (summary->poor > 0)
+        printf(
+            "%zu layers keep an error of %.1f or more; weights under 3e-8 become 0, since scales "
+            "are in fp16\n",
+            summary->poor, FQ_QUANTIZE_POOR);
     if (summary->shards_kept > 0)
         printf("%zu of %zu files were there from an earlier run\n", summary->shards_kept,
                summary->shards);

@@ -167,15 +167,23 @@ static int tell(struct job *job, uint64_t bytes, const struct fq_quantized_layer
     return 0;
 }
 
+/* What is to become of a matrix. */
+static struct fq_quantize_method method_of(const struct job *job,
+                                           const struct fq_plan_matrix *matrix) {
+    struct fq_quantize_method method = job->options->method;
+
+    method.asymmetric = matrix->asymmetric;
+    return method;
+}
+
 static int write_matrix(struct job *job, const struct step *step, struct fq_error *err) {
     const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
     struct fq_quantized_layer layer = describe(matrix);
-    struct fq_quantize_method method = job->options->method;
+    struct fq_quantize_method method = method_of(job, matrix);
     struct fq_matrix quantized = fq_plan_describe(matrix).matrix;
     void *storage = NULL;
     int rc;
 
-    method.asymmetric = matrix->asymmetric;
     fq_plan_read_ahead(&job->plan, step->matrix + 1);
     rc = fq_quantize(&matrix->dense, &method, &quantized, &storage, &layer.error, err);
     if (rc < 0)
@@ -185,6 +193,7 @@ static int write_matrix(struct job *job, const struct step *step, struct fq_erro
         rc = fq_ct_output_write(job->writer, step->first, &quantized, err);
     free(storage);
     job->summary->error += layer.error;
+    job->summary->poor += layer.error >= FQ_QUANTIZE_POOR;
     return rc < 0 ? rc : tell(job, matrix->bytes, &layer, err);
 }
 
@@ -230,6 +239,46 @@ static int write_dense(struct job *job, const struct step *step, struct fq_error
     else
         fq_plan_drop(matrix);
     return rc < 0 ? rc : tell(job, bytes, NULL, err);
+}
+
+/* Looks for all that writing would stop at. */
+static int check_matrix(struct job *job, const struct step *step, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
+    const struct fq_quantized_layer layer = describe(matrix);
+    const struct fq_quantize_method method = method_of(job, matrix);
+    const struct fq_matrix scheme = fq_plan_describe(matrix).matrix;
+    int rc;
+
+    fq_plan_read_ahead(&job->plan, step->matrix + 1);
+    rc = fq_quantize_check(&matrix->dense, &method, &scheme, err);
+    fq_plan_drop(matrix);
+    if (rc < 0)
+        return fq_fail_in(err, "%s: tensor '%.200s'", matrix->source->file, matrix->source->name);
+    return tell(job, matrix->bytes, &layer, err);
+}
+
+static int check_copied(struct job *job, const struct step *step, struct fq_error *err) {
+    int rc = check_finite(job, step->copied, err);
+
+    fq_checkpoint_drop_tensor(step->copied);
+    return rc < 0 ? rc : tell(job, step->copied->bytes, NULL, err);
+}
+
+/* A dry run: every weight is looked at, as by the run that it stands for, and none written. */
+static int check_steps(struct job *job, struct fq_error *err) {
+    int rc = 0;
+
+    for (size_t s = 0; s < job->count && rc == 0; s++) {
+        const struct step *step = &job->steps[s];
+
+        if (step->copied)
+            rc = check_copied(job, step, err);
+        else if (job->plan.matrices[step->matrix].kept_dense)
+            rc = tell(job, job->plan.matrices[step->matrix].bytes, NULL, err);
+        else
+            rc = check_matrix(job, step, err);
+    }
+    return rc;
 }
 
 /* Its shard is there from an earlier run: it counts as done. */
@@ -405,14 +454,14 @@ out:
 
 /* ---- all of it ---------------------------------------------------------------------------- */
 
-/* Layers that stay dense, and in a dry run all of them. */
-static int report_layers(struct job *job, struct fq_error *err) {
+/* Layers that stay dense. */
+static int report_dense(struct job *job, struct fq_error *err) {
     int rc = 0;
 
     for (size_t m = 0; m < job->plan.count && rc == 0; m++) {
         struct fq_quantized_layer layer = describe(&job->plan.matrices[m]);
 
-        if (job->options->dry_run || layer.kept_dense)
+        if (layer.kept_dense)
             rc = tell(job, 0, &layer, err);
     }
     return rc;
@@ -455,8 +504,10 @@ int fq_quantize_checkpoint(const char *in, const char *out,
         rc = fq_fail(err, FQ_UNSUPPORTED, "%.200s: no layer can be packed with %d bits", in,
                      options->bits);
     if (rc == 0)
-        rc = report_layers(&job, err);
-    if (rc == 0 && !options->dry_run) {
+        rc = report_dense(&job, err);
+    if (rc == 0 && options->dry_run) {
+        rc = check_steps(&job, err);
+    } else if (rc == 0) {
         rc = write_all(&job, in, err);
         failed = rc == -FQ_IO;
     }

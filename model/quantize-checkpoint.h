@@ -12,6 +12,8 @@
 #include "quantize.h"
 
 #define FQ_QUANTIZE_GROUP_AUTO ((int64_t)-1)
+/* A relative error from which on a matrix is worth a warning: it keeps little of its weights. */
+#define FQ_QUANTIZE_POOR 0.5
 
 /* What the user says of matrices by name; the glob's * matches dots as well. */
 struct fq_quantize_rule {
@@ -82,11 +84,11 @@ struct fq_quantize_options {
     const struct fq_quantize_rule *rules;
     size_t rule_count;
     uint64_t shard_bytes; /* a new file is begun where this would be passed */
-    bool dry_run;         /* plan, report each layer, write nothing */
+    bool dry_run;         /* plan, look at every weight, report each layer, write nothing */
 
     /* Each may be NULL; all on the caller's thread.  progress: not 0 ends the work with
-     * -FQ_CANCELLED, and what is finished is kept for the next run.  problem: a tensor that
-     * cannot be quantized; the work fails after the last. */
+     * -FQ_CANCELLED, and what is finished is kept for the next run.  problem: one of
+     * several matrices that cannot be quantized; the work fails after the last. */
     int (*progress)(void *context, const struct fq_quantize_progress *progress);
     void (*explain)(void *context, const struct fq_quantize_explanation *explanation);
     void (*problem)(void *context, const char *message);
@@ -102,6 +104,7 @@ struct fq_quantize_summary {
     uint64_t bytes_before, bytes_after;     /* of the quantized layers' weights */
     uint64_t tensors_before, tensors_after; /* of all tensors, in bytes */
     double error;                           /* summed over the layers written now */
+    size_t poor;                            /* layers written now that keep FQ_QUANTIZE_POOR */
     size_t shards, shards_kept;             /* kept: finished by an earlier run */
     bool resumable;                         /* it failed, and what is finished waits for the next */
     bool budgeted;                          /* the rest holds under a budget */

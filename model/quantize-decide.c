@@ -21,12 +21,26 @@ struct decision {
     uint64_t done, total; /* bytes looked at */
     size_t layers_done, layers;
     size_t problems;
+    struct fq_error first; /* of them */
 };
 
 static const char *const kept_words =
     "3-bit rows of this length are ambiguous in the layout, and no other width is allowed";
 
 /* ---- what both ways need ------------------------------------------------------------------ */
+
+/* Another matrix that cannot be quantized.  The first waits: if it stays alone, it is the error. */
+static void add_problem(struct decision *decision, const struct fq_error *err) {
+    const struct fq_quantize_options *options = decision->plan->options;
+
+    if (++decision->problems == 1) {
+        decision->first = *err;
+    } else if (options->problem) {
+        if (decision->problems == 2)
+            options->problem(options->context, decision->first.message);
+        options->problem(options->context, err->message);
+    }
+}
 
 /* After a matrix was looked at: progress, pages, and what was wrong with it.  0 goes on. */
 static int looked_at(struct decision *decision, struct fq_plan_matrix *matrix, int rc,
@@ -42,9 +56,7 @@ static int looked_at(struct decision *decision, struct fq_plan_matrix *matrix, i
     progress.layers = decision->layers;
     if (rc == -FQ_INVALID) {
         fq_fail_in(err, "%s: tensor '%.200s'", matrix->source->file, matrix->source->name);
-        decision->problems++;
-        if (options->problem)
-            options->problem(options->context, err->message);
+        add_problem(decision, err);
         rc = 0;
     }
     if (rc == 0 && options->progress && options->progress(options->context, &progress) != 0)
@@ -386,12 +398,12 @@ int fq_plan_decide(struct fq_plan *plan, struct fq_quantize_summary *summary,
         if (zeros && rc == 0 && decision.problems == 0)
             rc = decide_symmetry(&decision, &plan->units[u], err);
     }
-    if (rc == 0 && decision.problems > 0)
-        rc = fq_fail(err, FQ_INVALID, "%zu tensor%s cannot be quantized%s", decision.problems,
-                     decision.problems == 1 ? "" : "s",
-                     plan->options->method.allow_nonfinite
-                         ? ""
-                         : "; --allow-nonfinite takes NaN as 0 and infinities as large");
+    if (rc == 0 && decision.problems == 1) {
+        *err = decision.first;
+        rc = err->status;
+    } else if (rc == 0 && decision.problems > 1) {
+        rc = fq_fail(err, FQ_INVALID, "%zu matrices cannot be quantized", decision.problems);
+    }
     keep_ambiguous(plan);
     return rc;
 }

@@ -304,7 +304,79 @@ def check_rules(work, random):
     assert plan.stderr.count("\n") == len(report["matrices"])
 
 
-# ---- NaN and infinities --------------------------------------------------------------------------
+# ---- NaN, infinities, and what a scale in fp16 does not reach ------------------------------------
+
+
+def check_same_refusal(source, out, words, *arguments):
+    """One line, from a dry run the same as from the run that it stands for, and nothing made."""
+    said = []
+    for extra in ((), ("--dry-run",), ("--dry-run", "--json")):
+        refused = run(source, out, "--quiet", *arguments, *extra)
+        assert refused.returncode == 3 and not refused.stdout, (arguments, extra, refused)
+        assert refused.stderr.count("\n") == 1 and words in refused.stderr, (arguments, refused)
+        assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+        said.append(refused.stderr)
+    assert len(set(said)) == 1, said
+
+
+def check_plan_without_errors(work, random):
+    """What nobody measured is null, and no 0."""
+    source, out = os.path.join(work, "plain-in"), os.path.join(work, "plain-out")
+    write_checkpoint(source, {"l.weight": random.normal(0, 1, (8, 64)).astype(np.float32)})
+    plan = quantize(source, out, "--dry-run", "--group", "64")
+    assert plan["error"] is None and [m["error"] for m in plan["matrices"]] == [None], plan
+    plan = quantize(source, out, "--dry-run")
+    assert plan["error"] is None and 0.05 < plan["matrices"][0]["error"] < 0.2, plan
+    done = quantize(source, out, "--group", "64")
+    assert 0.05 < done["error"] == done["matrices"][0]["error"] < 0.2, done
+    tight = quantize(source, out + "-tight", "--dry-run", "--bits-per-weight", "3.6")
+    assert tight["error"] is None and (tight["budget"]["uniform_error"] is None) == (
+        tight["budget"]["uniform_bits"] == 0), tight
+
+
+def check_extremes(work, random):
+    """Weights beyond any fp16 scale are refused by name, value and limit; under all of them they
+    become 0, and the report says so."""
+    limits = {"8": 8351760, "4": 491280, "3": 229264}
+    schemes = [("--bits", bits, "--scale", rule, *zeros) for bits in limits
+               for rule in ("absmax", "mse") for zeros in ((), ("--asymmetric",))]
+    for number, value in enumerate((3e38, 9e6)):
+        weights = random.normal(0, 1, (8, 192)).astype(np.float32)
+        weights[3, 7] = -value
+        source = os.path.join(work, f"huge-{number}")
+        write_checkpoint(source, {"a.weight": weights[:2].copy(), "b.weight": weights})
+        for scheme in schemes + [("--bits-per-weight", "6")]:
+            for group in ("auto", "channel", "64"):
+                check_same_refusal(source, source + "-out", f"'b.weight': row 3, column 7 has magnitude "
+                                   f"{value:g}; a scale in fp16, 65504 at most, reaches 8351760 with "
+                                   f"8 bits, 491280 with 4 and 229264 with 3", *scheme, "--group", group)
+    for number, scheme in enumerate(schemes):
+        limit = limits[scheme[1]]
+        for factor in (0.99, 1.01):
+            weights = random.normal(0, 1, (8, 192)).astype(np.float32)
+            weights[3, 7], weights[3, 8] = limit * factor, -limit * factor
+            source = os.path.join(work, f"limit-{number}-{factor}")
+            write_checkpoint(source, {"a.weight": weights})
+            if factor > 1:
+                check_same_refusal(source, source + "-out", "row 3, column 7 has magnitude", *scheme)
+            else:
+                assert quantize(source, source + "-out", *scheme)["error"] < 0.2
+
+    tensors = {"gone.weight": random.normal(0, 1e-30, (8, 192)).astype(np.float32),
+               "small.weight": random.normal(0, 1e-7, (8, 192)).astype(np.float32),
+               "plain.weight": random.normal(0, 1, (8, 192)).astype(np.float32)}
+    source = os.path.join(work, "tiny-in")
+    write_checkpoint(source, tensors)
+    for number, scheme in enumerate(schemes):
+        out = os.path.join(work, f"tiny-{number}")
+        report = quantize(source, out, *scheme)
+        found, errors = matrices_of(out), {m["name"]: m["error"] for m in report["matrices"]}
+        assert not found["gone"][3].any() and abs(errors["gone"] - 1) < 1e-6, errors
+        assert 0.1 < errors["small"] < 0.35, (scheme, errors)
+        assert abs(relative(tensors["small.weight"], found["small"][3]) - errors["small"]) < 1e-6
+    told = run(source, os.path.join(work, "tiny-told"))
+    assert "1 layers keep an error of 0.5 or more" in told.stdout, told
+
 
 
 def check_nonfinite(work, random):
@@ -320,22 +392,29 @@ def check_nonfinite(work, random):
     assert len(lines) == 3 and "'l.1.weight': row 2, column 5 is NaN" in lines[0], lines
     assert "'l.3.weight': row 1, column 1 is infinite" in lines[1], lines
     assert not os.path.exists(out) and not os.path.exists(out + ".partial")
-    assert run(source, out, "--group", "64", "--quiet").returncode == 3
-    assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+    check_same_refusal(source, out, "'l.1.weight': row 2, column 5 is NaN; finequant-quantize "
+                       "--allow-nonfinite", "--group", "64")
     quantize(source, out, "--allow-nonfinite", "--bits", "8")
     found = matrices_of(out)
     assert found["l.1"][3][2, 5] == 0
     largest = np.abs(tensors["l.3.weight"][1][np.isfinite(tensors["l.3.weight"][1])]).max()
     assert abs(found["l.3"][3][1, 1] + largest) < 0.02 * largest
 
+    del tensors["l.3.weight"]  # the only one is no list of one
+    source, out = os.path.join(work, "nan-one-in"), os.path.join(work, "nan-one-out")
+    write_checkpoint(source, tensors)
+    for arguments in ((), ("--group", "64"), ("--asymmetric", "--group", "64"),
+                      ("--bits-per-weight", "5")):
+        check_same_refusal(source, out, "'l.1.weight': row 2, column 5 is NaN", *arguments)
+
     tensors = {"l.0.weight": random.normal(0, 1, (8, 64)).astype(np.float32),
                "l.0.mask": np.full(4, -np.inf, np.float32),  # means what it says
                "norm.weight": np.array([1, 1, np.nan], np.float32)}
     source, out = os.path.join(work, "nan-norm-in"), os.path.join(work, "nan-norm-out")
     write_checkpoint(source, tensors)
-    refused = run(source, out, "--quiet")
-    assert refused.returncode == 3 and "'norm.weight': element 2 is NaN" in refused.stderr, refused
-    assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+    for arguments in ((), ("--group", "64"), ("--bits-per-weight", "5")):
+        check_same_refusal(source, out, "'norm.weight': element 2 is NaN", *arguments)
+    assert run(source, out, "--quiet", "--dry-run", "--allow-nonfinite").returncode == 0
     quantize(source, out, "--allow-nonfinite")
     assert np.isnan(read_checkpoint(out)["norm.weight"][2])
 
@@ -404,6 +483,8 @@ def main():
         check_budget(work, random)
         check_rules(work, random)
         check_nonfinite(work, random)
+        check_plan_without_errors(work, random)
+        check_extremes(work, random)
         check_bar(work)
         check_inspect(work)
 
