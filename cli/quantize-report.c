@@ -144,21 +144,28 @@ static void group_text(int64_t group, bool channel, char text[24]) {
         snprintf(text, 24, "%" PRId64, group);
 }
 
+/* What a finer row gains over a coarser one, of which one is the chosen. */
+static void explain_step(const struct fq_choose_step *coarse, const struct fq_choose_step *fine) {
+    const double halvings = log2((double)coarse->group / (double)fine->group);
+
+    if (fine->error > 0)
+        printf(" %14.1f%% %8.4f %8.4f", 100 * (1 - pow(fine->error / coarse->error, 1 / halvings)),
+               log2(coarse->error / fine->error), fine->bits - coarse->bits);
+}
+
 static void explain_steps(const struct fq_quantize_explanation *explanation) {
     const struct fq_choose_step *steps = explanation->steps;
     const struct fq_choose_step *chosen = &steps[explanation->chosen];
     char text[24];
 
-    puts("       group  scale bits  error to expect  gain a halving  worth in bits");
+    puts("       group  scale bits  error to expect  gain a halving    worth     cost");
     for (size_t i = 0; i < explanation->step_count; i++) {
         group_text(steps[i].group, i == 0, text);
         printf("  %s %8s %11.4f %16.4f", i == explanation->chosen ? "->" : "  ", text,
                steps[i].bits, steps[i].error);
-        if (i > 0 && steps[i].error > 0)
-            printf(" %14.1f%% %14.4f",
-                   100 * (1 - pow(steps[i].error / steps[i - 1].error,
-                                  1 / log2((double)steps[i - 1].group / (double)steps[i].group))),
-                   log2(steps[i - 1].error / steps[i].error));
+        if (i != explanation->chosen)
+            explain_step(i < explanation->chosen ? &steps[i] : chosen,
+                         i < explanation->chosen ? chosen : &steps[i]);
         putchar('\n');
     }
     group_text(chosen->group, explanation->chosen == 0, text);
@@ -169,17 +176,43 @@ static void explain_steps(const struct fq_quantize_explanation *explanation) {
                                                     "cost");
 }
 
+/* More than the chosen row's, or less, in percent of it. */
+static double percent_more(double value, double chosen) {
+    return chosen > 0 ? 100 * (value / chosen - 1) : 0;
+}
+
 static void explain_options(const struct fq_quantize_explanation *explanation) {
-    puts("       bits    group  zeros        bytes  summed error");
+    const struct fq_choose_option *chosen = &explanation->options[explanation->chosen];
+
+    puts("       bits    group  zeros        bytes  to chosen  summed error  to chosen");
     for (size_t i = 0; i < explanation->option_count; i++) {
         const struct fq_choose_option *option = &explanation->options[i];
         char text[24];
 
         group_text(option->group, option->group == 0, text);
-        printf("  %s %4d %8s %6s %12" PRIu64 " %13.5f\n", i == explanation->chosen ? "->" : "  ",
-               option->bits, text, option->asymmetric ? "yes" : "no", option->bytes, option->error);
+        printf("  %s %4d %8s %6s %12" PRIu64, option == chosen ? "->" : "  ", option->bits, text,
+               option->asymmetric ? "yes" : "no", option->bytes);
+        if (option == chosen)
+            printf(" %10s %13.5f %10s\n", "-", option->error, "-");
+        else
+            printf(" %+9.1f%% %13.5f %+9.1f%%\n",
+                   percent_more((double)option->bytes, (double)chosen->bytes), option->error,
+                   percent_more(option->error, chosen->error));
     }
 }
+
+static const char *const steps_legend =
+    "-> is chosen; every other row is compared with it, the finer of the two with the coarser.\n"
+    "gain: of the error, for each halving of the group; it must be alpha or more.  worth: the "
+    "bits\n"
+    "in each code that would gain as much; it must be more than the cost, the bits in scales.\n";
+
+static const char *const options_legend =
+    "-> is chosen; 'to chosen' is what a row has more (+) or less (-) than that one.  For the "
+    "bytes\n"
+    "that a smaller row saves, other matrices gain less than this one loses; for those that a "
+    "larger\n"
+    "one takes they lose more than this one gains, or there are none left.\n";
 
 void quantize_report_explain(void *context, const struct fq_quantize_explanation *explanation) {
     struct quantize_report *report = context;
@@ -187,6 +220,9 @@ void quantize_report_explain(void *context, const struct fq_quantize_explanation
     clear_bar(report);
     if (report->json)
         return; /* standard output is the JSON's */
+    if (!report->explained)
+        fputs(explanation->steps ? steps_legend : options_legend, stdout);
+    report->explained = true;
     for (size_t i = 0; i < explanation->count; i++)
         printf("%s%s", explanation->names[i], i + 1 < explanation->count ? ", " : ":\n");
     if (explanation->steps)

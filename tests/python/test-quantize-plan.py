@@ -78,6 +78,54 @@ def choose(weights, bits, alpha, least):
             return groups[at]
 
 
+def tables(said):
+    """{first name: rows of a table of --explain, each a list of words}."""
+    found, at = {}, None
+    for line in said.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            at = found.setdefault(line[:-1].split(", ")[0], [])
+        elif at is not None and line.startswith("  ") and re.search(r"\d$|%$|-$", line):
+            at.append(line.split())
+    return found
+
+
+def check_steps_table(plan, tensors):
+    """Each row against the chosen one: gain a halving, what that is worth, what its scales cost."""
+    assert plan.count("every other row is compared with it") == 1
+    for name, rows in tables(plan).items():
+        array = tensors[name + ".weight"]
+        chosen, = (row[1:] for row in rows if row[0] == "->")
+        for row in rows:
+            if row[0] == "->":
+                assert len(row) == 4, row
+                continue
+            pair = [array.shape[1] if r[0] == "channel" else int(r[0]) for r in (row, chosen)]
+            coarse, fine = max(pair), min(pair)
+            errors = [expected_error(array, g, 4) for g in (coarse, fine)]
+            gain = 1 - (errors[1] / errors[0]) ** (1 / math.log2(coarse / fine))
+            assert abs(float(row[3][:-1]) / 100 - gain) < 6e-4, (name, row, gain)
+            assert abs(float(row[4]) - math.log2(errors[0] / errors[1])) < 2e-4, (name, row)
+            assert abs(float(row[5]) - (16 / fine - 16 / coarse)) < 1e-4, (name, row)
+
+
+def check_options_table(source):
+    """Each row against the chosen one: bytes and error more or less."""
+    plan = run(source, source + "-none", "--dry-run", "--explain", "--quiet", "-w", "4.6").stdout
+    assert plan.count("'to chosen' is what") == 1
+    found = tables(plan)
+    assert len(found) == 10
+    for name, rows in found.items():
+        chosen, = (row[1:] for row in rows if row[0] == "->")
+        assert chosen[4] == chosen[6] == "-" and len(rows) > 10, rows
+        for row in rows:
+            if row[0] == "->":
+                continue
+            for value, more in ((3, 4), (5, 6)):
+                wanted = 100 * (float(row[value]) / float(chosen[value]) - 1)
+                assert row[more][0] in "+-" and row[more][-1] == "%"
+                assert abs(float(row[more][:-1]) - wanted) < 0.06 + abs(wanted) * 0.02, (name, row)
+
+
 def check_auto(work, random):
     tensors = {
         "plain.weight": random.normal(0, 1, (24, 512)),
@@ -112,6 +160,7 @@ def check_auto(work, random):
         assert name[:-len(".weight")] in plan
         for group in candidates(array.shape[1], 16):
             assert f"{expected_error(array, group, 4):.4f}" in plan, (name, group)
+    check_steps_table(plan, tensors)
     assert not os.path.exists(os.path.join(work, "none"))
 
 
@@ -204,6 +253,7 @@ def check_budget(work, random):
                          "error")
         assert plain["bytes_after"] * 8 <= width * weights
         assert plain["budget"]["error"] <= summed_error(tensors, found) * (1 + 1e-6), (width, plain)
+    check_options_table(source)
     small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
     assert small.returncode == 3 and "at least" in small.stderr, small
     assert not os.path.exists(os.path.join(work, "small"))
