@@ -34,8 +34,8 @@ void quantize_report_problem(void *context, const char *message);
 
 int quantize_report_end(struct quantize_report *report, const struct fq_quantize_options *options,
                         const struct fq_quantize_summary *summary, struct fq_error *err);
-/* Copies up to 2 GB of IN's largest file to a temporary file beside OUT, both read and written
- * through to the disk, and prints the rate beside ours. */
+/* Copies up to 2 GB of IN's safetensors files to a temporary file in OUT, both read and written
+ * through to the disk, and prints how much, and the rate beside ours. */
 int quantize_report_copy(struct quantize_report *report, const struct fq_quantize_summary *summary,
                          struct fq_error *err);
 

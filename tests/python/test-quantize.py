@@ -10,7 +10,8 @@ import tempfile
 import numpy as np
 
 from checkpoint import (PROGRAM, codes_of, dequantize, quantize, read_checkpoint,
-                        read_quantization, relative, scheme_of, unpack, write_checkpoint)
+                        read_quantization, relative, scheme_of, shard, unpack,
+                        write_checkpoint)
 
 
 def absmax(weights, bits, group):
@@ -137,6 +138,21 @@ def check_refusals(source, work):
     assert not os.path.exists(os.path.join(work, "x"))
 
 
+def check_compare_copy(work, sharded):
+    """All files of a sharded input, and nothing of the copy stays."""
+    files = [os.path.join(sharded, name) for name in os.listdir(sharded)
+             if name.endswith(".safetensors")]
+    assert len(files) > 2
+    out = os.path.join(work, "copied")
+    for extra, stream in ((["--json"], "stderr"), ([], "stdout")):
+        done = subprocess.run([PROGRAM, sharded, f"{out}{len(extra)}", "--quiet", "--compare-copy",
+                               *extra], capture_output=True, text=True)
+        size = sum(os.path.getsize(name) for name in files)
+        assert done.returncode == 0, done
+        assert f"a plain copy of {size} bytes of {len(files)} files: " in getattr(done, stream), done
+    assert not [name for name in os.listdir(out + "0") if name.startswith("copy")]
+
+
 def check_places(source, work):
     """Where the output cannot go: one line, in a dry run as well, and nothing made."""
     inside = os.path.join(work, "inside")
@@ -184,6 +200,7 @@ def main():
         check_asymmetric(work, random)
         check_refusals(source, work)
         check_places(source, work)
+        check_compare_copy(work, shard(source, os.path.join(work, "sharded")))
         assert not [name for name in os.listdir(work) if "partial" in name]
 
 
