@@ -3,6 +3,7 @@
 #include "quantize-report.h"
 
 #include "quantize-cli.h"
+#include "quantize-progress.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -23,13 +24,8 @@ void quantize_report_begin(struct quantize_report *report, const char *in, const
     report->out = out;
     report->terminal = isatty(STDERR_FILENO);
     report->matrices = report->json ? json_array() : NULL;
-    report->begun = report->phase_begun = now();
+    report->begun = report->phase_begun = report->told = now();
     report->phase = -1;
-}
-
-void quantize_report_fini(struct quantize_report *report) {
-    json_decref(report->matrices);
-    report->matrices = NULL;
 }
 
 static void clear_bar(struct quantize_report *report) {
@@ -38,23 +34,36 @@ static void clear_bar(struct quantize_report *report) {
     report->bar = false;
 }
 
+void quantize_report_fini(struct quantize_report *report) {
+    clear_bar(report); /* an error's line is to have its own */
+    json_decref(report->matrices);
+    report->matrices = NULL;
+}
+
 /* ---- progress ----------------------------------------------------------------------------- */
 
-static void print_bar(struct quantize_report *report, const struct fq_quantize_progress *progress) {
-    char bar[31];
-    double part =
-        progress->bytes_total ? (double)progress->bytes_done / (double)progress->bytes_total : 1;
-    double seconds = now() - report->phase_begun, left = part > 0 ? seconds / part - seconds : 0;
-    /* not of the first moment, in which files finished earlier pass */
-    double rate = seconds > 0.1 ? (double)progress->bytes_done * 1e-9 / seconds : 0;
-    size_t filled = (size_t)(part * (sizeof bar - 1));
+static const char *word_of(const struct quantize_report *report,
+                           const struct fq_quantize_progress *progress) {
+    return progress->phase == FQ_QUANTIZE_MEASURE ? "looking"
+           : report->plan                         ? "checking"
+                                                  : "writing";
+}
 
+/* Bar, percents and the time left are of the whole job; layers and rate, of the phase. */
+static void print_bar(struct quantize_report *report, const struct fq_quantize_progress *progress) {
+    const double part = quantize_progress_part(progress), seconds = now() - report->phase_begun;
+    const double left = quantize_progress_left(progress, seconds);
+    size_t filled;
+    char bar[31];
+
+    filled = (size_t)(part * (sizeof bar - 1));
     memset(bar, '.', sizeof bar - 1);
-    memset(bar, '#', filled < sizeof bar - 1 ? filled : sizeof bar - 1);
+    memset(bar, '#', filled);
     bar[sizeof bar - 1] = '\0';
     fprintf(stderr, "\r\033[K%s [%s] %3.0f%%, %zu of %zu layers, %.2f GB/s, %d:%02d left",
-            progress->phase == FQ_QUANTIZE_MEASURE ? "looking" : "writing", bar, part * 100,
-            progress->layers_done, progress->layers, rate, (int)left / 60, (int)left % 60);
+            word_of(report, progress), bar, floor(part * 100), progress->layers_done,
+            progress->layers, quantize_progress_rate(progress, seconds) * 1e-9, (int)left / 60,
+            (int)left % 60);
     report->bar = true;
 }
 
@@ -63,14 +72,14 @@ static void print_planning(struct quantize_report *report,
                            const struct fq_quantize_progress *progress) {
     const double seconds = now() - report->phase_begun;
 
-    if (now() - report->line_printed < 5 || seconds <= 0 || progress->bytes_done == 0)
+    if (now() - report->line_printed < 5)
         return;
     report->line_printed = now();
-    fprintf(stderr, "[%zu/%zu] planning: %.1f of %.1f GB, %.2f GB/s, about %.0f s left\n",
+    fprintf(stderr,
+            "[%zu/%zu] planning: %.1f of %.1f GB, %.2f GB/s, about %.0f s left with the writing\n",
             progress->layers_done, progress->layers, (double)progress->bytes_done * 1e-9,
-            (double)progress->bytes_total * 1e-9, (double)progress->bytes_done * 1e-9 / seconds,
-            seconds * (double)(progress->bytes_total - progress->bytes_done) /
-                (double)progress->bytes_done);
+            (double)progress->bytes_total * 1e-9, quantize_progress_rate(progress, seconds) * 1e-9,
+            quantize_progress_left(progress, seconds));
 }
 
 static void print_line(struct quantize_report *report,
@@ -118,9 +127,10 @@ int quantize_report_progress(void *context, const struct fq_quantize_progress *p
     if (report->phase != (int)progress->phase) {
         clear_bar(report);
         report->phase = (int)progress->phase;
-        report->phase_begun = now();
-        report->line_printed = report->phase_begun;
+        report->phase_begun = report->told;
+        report->line_printed = report->told;
     }
+    report->told = now();
     if (report->matrices && progress->layer)
         json_array_append_new(report->matrices, layer_json(progress->layer));
     if (!report->quiet && report->terminal)

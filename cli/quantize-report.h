@@ -12,16 +12,16 @@
 #include <jansson.h>
 
 struct quantize_report {
-    bool json, quiet, explain;               /* as asked for */
-    bool plan;                               /* a dry run: errors are expectations */
-    bool terminal;                           /* standard error is one: a bar */
-    bool bar;                                /* one is on the line */
-    bool explained;                          /* what the columns of explanations mean */
-    const char *in, *out;                    /* borrowed */
-    double begun, phase_begun, line_printed; /* seconds */
-    int phase;                               /* of the last progress, -1 before the first */
-    double seconds;                          /* all of it, at the end */
-    json_t *matrices;                        /* of --json, else NULL */
+    bool json, quiet, explain;                     /* as asked for */
+    bool plan;                                     /* a dry run: errors are expectations */
+    bool terminal;                                 /* standard error is one: a bar */
+    bool bar;                                      /* one is on the line */
+    bool explained;                                /* what the columns of explanations mean */
+    const char *in, *out;                          /* borrowed */
+    double begun, phase_begun, line_printed, told; /* seconds; told: the last progress */
+    int phase;                                     /* of the last progress, -1 before the first */
+    double seconds;                                /* all of it, at the end */
+    json_t *matrices;                              /* of --json, else NULL */
 };
 
 void quantize_report_begin(struct quantize_report *report, const char *in, const char *out);

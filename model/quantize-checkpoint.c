@@ -41,7 +41,7 @@ struct job {
     struct fq_checkpoint_writer *writer;
     struct step *steps; /* in the order of the output's tensors */
     size_t count, layers_done;
-    uint64_t bytes_done;
+    uint64_t bytes_done, bytes_kept; /* kept: of those done, by an earlier run */
 };
 
 /* ---- the tensors -------------------------------------------------------------------------- */
@@ -153,6 +153,9 @@ static struct fq_quantized_layer describe(const struct fq_plan_matrix *matrix) {
 static int tell(struct job *job, uint64_t bytes, const struct fq_quantized_layer *layer,
                 struct fq_error *err) {
     struct fq_quantize_progress progress = {.phase = FQ_QUANTIZE_WRITE,
+                                            .work_before = job->plan.looked,
+                                            .work_a_byte = 1,
+                                            .bytes_kept = job->bytes_kept,
                                             .bytes_total = job->summary->tensors_before,
                                             .layers = job->plan.count,
                                             .layer = layer};
@@ -285,8 +288,11 @@ static int check_steps(struct job *job, struct fq_error *err) {
 static int skip(struct job *job, const struct step *step, struct fq_error *err) {
     const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
 
+    const uint64_t bytes = step->copied ? step->copied->bytes : matrix->bytes;
+
     job->layers_done += !step->copied && !matrix->kept_dense;
-    return tell(job, step->copied ? step->copied->bytes : matrix->bytes, NULL, err);
+    job->bytes_kept += bytes;
+    return tell(job, bytes, NULL, err);
 }
 
 static int write_steps(struct job *job, struct fq_error *err) {

@@ -48,8 +48,12 @@ struct fq_quantize_progress {
         FQ_QUANTIZE_MEASURE,
         FQ_QUANTIZE_WRITE
     } phase;
-    uint64_t bytes_done, bytes_total;
-    size_t layers_done, layers;             /* of the phase */
+    uint64_t bytes_done, bytes_total; /* of the phase */
+    uint64_t bytes_kept;              /* of bytes_done: finished by an earlier run */
+    size_t layers_done, layers;       /* of the phase */
+    /* The whole job, in what a byte costs that is written: what the phases before this one did,
+     * what a byte costs in this one, and what is to come after it. */
+    double work_before, work_a_byte, work_after;
     const struct fq_quantized_layer *layer; /* of FQ_QUANTIZE_WRITE, else NULL; NULL after others */
 };
 

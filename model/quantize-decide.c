@@ -54,6 +54,7 @@ static int looked_at(struct decision *decision, struct fq_plan_matrix *matrix, i
     progress.bytes_total = decision->total;
     progress.layers_done = ++decision->layers_done;
     progress.layers = decision->layers;
+    fq_plan_looked(decision->plan, &progress);
     if (rc == -FQ_INVALID) {
         fq_fail_in(err, "%s: tensor '%.200s'", matrix->source->file, matrix->source->name);
         add_problem(decision, err);

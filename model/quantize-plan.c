@@ -398,9 +398,11 @@ int fq_plan_init(struct fq_plan *plan, const char *in, const struct fq_quantize_
                          fq_checkpoint_matrix(plan->checkpoint, i)->name);
             goto out;
         }
-    for (size_t t = 0; t < fq_checkpoint_tensor_count(plan->checkpoint); t++)
+    for (size_t t = 0; t < fq_checkpoint_tensor_count(plan->checkpoint); t++) {
+        plan->bytes += fq_checkpoint_tensor(plan->checkpoint, t)->bytes;
         if ((rc = collect_tensor(plan, fq_checkpoint_tensor(plan->checkpoint, t), err)) < 0)
             goto out;
+    }
     if ((rc = check_rules(plan, err)) < 0)
         goto out;
     if (plan->count == 0) {
@@ -490,6 +492,27 @@ void fq_plan_drop(const struct fq_plan_matrix *matrix) {
     part.data = matrix->dense.data;
     part.bytes = matrix->bytes;
     fq_checkpoint_drop_tensor(&part);
+}
+
+/*
+ * What looking at a byte costs beside writing it: the ranges are read as the weights are, and each
+ * rounding that is tried costs half as much as writing (measured with 16-bit weights in memory;
+ * from a slow disk the time left comes out too long while a budget looks).
+ */
+static double look_cost(const struct fq_quantize_options *options) {
+    const double widths = options->bits ? 1 : 3, zeros = options->method.asymmetric ? 2 : 1;
+    const bool automatic = options->group == FQ_QUANTIZE_GROUP_AUTO;
+    const double groups = automatic ? 8 : 1; /* of K from 1024 to 4096, about */
+
+    if (options->budget || options->bits_per_weight > 0)
+        return 1 + widths * groups * zeros / 2;
+    return automatic && !options->method.asymmetric ? 1 : automatic ? 1.5 : 2;
+}
+
+void fq_plan_looked(struct fq_plan *plan, struct fq_quantize_progress *progress) {
+    progress->work_a_byte = look_cost(plan->options);
+    progress->work_after = (double)plan->bytes;
+    plan->looked = (double)progress->bytes_done * progress->work_a_byte;
 }
 
 json_t *fq_plan_choices(const struct fq_plan *plan) {

@@ -472,12 +472,10 @@ def check_nonfinite(work, random):
 # ---- progress ------------------------------------------------------------------------------------
 
 
-def check_bar(work):
-    """On a terminal a bar with the rate and the time left, else a line a layer (check_rules)."""
+def on_terminal(*command):
+    """The exit status, and what was said on a terminal as standard error."""
     controller, terminal = pty.openpty()
-    out = os.path.join(work, "bar")
-    process = subprocess.Popen([PROGRAM, os.path.join(work, "budget-in"), out], stderr=terminal,
-                               stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=terminal, stdout=subprocess.DEVNULL)
     os.close(terminal)
     said = b""
     while True:
@@ -486,11 +484,57 @@ def check_bar(work):
         except OSError:  # EIO: the other end is closed
             break
     os.close(controller)
-    assert process.wait() == 0
-    steps = said.decode().split("\r")
+    return process.wait(), said.decode()
+
+
+def check_bar(work):
+    """On a terminal a bar with the rate and the time left, of all that is to be done, looking and
+    writing; else a line a layer (check_rules)."""
+    source = os.path.join(work, "budget-in")
+    status, said = on_terminal(PROGRAM, source, os.path.join(work, "bar"))
+    assert status == 0 and "\n" not in said, said
+    steps = said.split("\r")
     assert any(re.search(r"looking \[#*\.*\] +\d+%.* [\d.]+ GB/s, \d+:\d\d left", s) for s in steps)
     assert any(re.search(r"writing \[#{30}\] 100%, 10 of 10 layers", s) for s in steps), steps[-3:]
-    assert "\n" not in said.decode()
+    for extra, last in (((), "writing"), (("--dry-run",), "checking"),
+                        (("--group", "64", "--dry-run"), "checking"),
+                        (("--bits-per-weight", "5"), "writing")):
+        status, said = on_terminal(PROGRAM, source, os.path.join(work, f"bar{len(extra)}-{last}"), *extra)
+        seen = [(m[1], int(m[2])) for m in re.finditer(r"K(\w+) \[[#.]+\] +(\d+)%", said)]
+        parts = {word: [part for seen_word, part in seen if seen_word == word] for word, _ in seen}
+        assert status == 0 and [part for _, part in seen] == sorted(part for _, part in seen), seen
+        assert list(parts)[-1] == last and parts[last][-1] == 100, seen
+        if "--group" not in extra:  # the first phase ends where the second goes on
+            most = (70, 100) if "--bits-per-weight" in extra else (30, 70)
+            assert most[0] < parts["looking"][-1] < most[1], parts
+            assert parts["looking"][-1] <= parts[last][0] < 100, parts
+
+
+def check_errors_on_terminal(work, random):
+    """An error has a line of its own there, whatever bar was on it."""
+    tensors = {f"l.{i}.weight": random.normal(0, 1, (8, 64)).astype(np.float32) for i in range(3)}
+    tensors["l.2.weight"][1, 1] = np.nan
+    source = os.path.join(work, "terminal-in")
+    write_checkpoint(source, tensors)
+    for extra in ((), ("--group", "64"), ("--dry-run",)):
+        status, said = on_terminal(PROGRAM, source, source + "-out", *extra)
+        assert status == 3 and said.count("\n") == 1, said
+        assert re.search(r"left\r\x1b\[Kfinequant-quantize: [^\r]*NaN[^\r]*\r\n$", said), said
+
+    packed, scale = np.zeros((8, 8), np.int32), np.ones((8, 1), np.float16)
+    quantized = {}
+    for name in ("a", "b"):
+        quantized |= {f"{name}.weight_packed": packed, f"{name}.weight_scale": scale.copy(),
+                      f"{name}.weight_shape": np.array([8, 64])}
+    quantized["b.weight_scale"][2, 0] = np.inf
+    source = os.path.join(work, "terminal-packed")
+    write_checkpoint(source, quantized, quantization_config={
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {
+            "g": {"targets": ["Linear"], "weights": {
+                "num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}}}})
+    status, said = on_terminal(PROGRAM, "convert", source, source + "-out")
+    assert status == 14 and said.count("\n") == 1, said
+    assert re.search(r"symmetric\r\x1b\[Kfinequant-quantize: [^\r]*not finite\r\n$", said), said
 
 
 # ---- inspect -------------------------------------------------------------------------------------
@@ -536,6 +580,7 @@ def main():
         check_plan_without_errors(work, random)
         check_extremes(work, random)
         check_bar(work)
+        check_errors_on_terminal(work, random)
         check_inspect(work)
 
 
