@@ -9,6 +9,7 @@ import tempfile
 
 import numpy as np
 
+import formats
 from checkpoint import (PROGRAM, codes_of, dequantize, quantize, read_checkpoint,
                         read_quantization, relative, scheme_of, shard, unpack,
                         write_checkpoint)
@@ -127,11 +128,20 @@ def check_refusals(source, work):
               ("--scale", "median"): 2, ("--override", "a=4"): 2, ("--override", "=4,64"): 2,
               ("--budget", "1Q"): 2, ("--minimize", "cubes"): 2, ("--minimize", "error"): 2,
               ("--budget", "1G", "--bits-per-weight", "4"): 2,
-              ("extra",): 2, (): 9}
+              ("extra",): 2, ("--bits",): 2, ("-b",): 2, ("-Z",): 2, ("--json=1",): 2, ("--m=4",): 2,
+              (): 9}
     for arguments, expected in status.items():
         run = subprocess.run([PROGRAM, source, work, *arguments], capture_output=True, text=True)
         assert run.returncode == expected, (arguments, run)
-        assert run.stderr.splitlines()[-1].startswith("finequant-quantize: "), run
+        assert run.stderr.startswith("finequant-quantize: ") and run.stderr.count("\n") == 1, run
+    for command, option, words in (("convert", "--bits=4", "see finequant-quantize convert --help"),
+                                   ("inspect", "--against", "'--against' needs an argument"),
+                                   ("inspect", "--json=1", "'--json=1' takes no argument"),
+                                   ("inspect", "-jZ", "'-Z' is unknown or ambiguous")):
+        run = subprocess.run([PROGRAM, command, source, option], capture_output=True, text=True)
+        assert run.returncode == 2 and words in run.stderr and run.stderr.count("\n") == 1, run
+    everything = quantize(source, os.path.join(work, "x"), "--exclude", "*", check=False)
+    assert everything.returncode == 3 and "--exclude '*' leaves no matrix" in everything.stderr
     run = subprocess.run([PROGRAM, os.path.join(work, "none"), os.path.join(work, "x")],
                          capture_output=True)
     assert run.returncode == 8, run
@@ -151,6 +161,13 @@ def check_compare_copy(work, sharded):
         assert done.returncode == 0, done
         assert f"a plain copy of {size} bytes of {len(files)} files: " in getattr(done, stream), done
     assert not [name for name in os.listdir(out + "0") if name.startswith("copy")]
+    single = os.path.join(work, "dense.gguf")
+    with open(single, "wb") as file:
+        file.write(formats.gguf({}, {"a.weight": ("F32", [4, 64], bytes(range(64)) * 16)}))
+    done = subprocess.run([PROGRAM, single, out + "2", "--quiet", "--compare-copy"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert f"a plain copy of {os.path.getsize(single)} bytes of 1 files: " in done.stdout, done
 
 
 def check_places(source, work):
