@@ -3,6 +3,7 @@
 #include "quantize-report.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <inttypes.h>
@@ -55,21 +56,20 @@ static int copy_file(struct copy *copy, int directory, const char *name) {
     return count == 0 || copy->bytes == COPY_MAX ? 0 : -1;
 }
 
-/* File after file, by name, and through to the disk. */
+/* The directory's files, by name; a GGUF file is itself all there is. */
 static int copy_files(struct copy *copy, const char *in, struct fq_error *err) {
-    struct dirent **entries;
+    struct dirent **entries = NULL;
     int count = scandir(in, &entries, is_weights, alphasort);
     int directory = open(in, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
 
-    if (count < 0 || directory < 0)
-        rc = fq_fail_errno(err, "%.200s", in);
+    if (directory < 0 && (errno != ENOTDIR || copy_file(copy, AT_FDCWD, in) < 0))
+        rc = fq_fail_errno(err, "copying %.200s", in);
     for (int i = 0; i < count; i++) {
         if (rc == 0 && copy->bytes < COPY_MAX && copy_file(copy, directory, entries[i]->d_name) < 0)
             rc = fq_fail_errno(err, "copying %.200s", entries[i]->d_name);
         free(entries[i]);
     }
-    if (count >= 0)
-        free(entries);
+    free(entries);
     if (directory >= 0)
         close(directory);
     if (rc == 0 && fsync(copy->to) < 0)

@@ -404,7 +404,8 @@ static json_t *fingerprint(const struct job *job, const char *in) {
             continue;
         last = file;
         if (asprintf(&path, "%s/%s", in, file) >= 0) {
-            stat(path, &status);
+            if (stat(path, &status) < 0)
+                stat(in, &status); /* a GGUF file is itself the input */
             free(path);
         }
         json_object_set_new(files, file,

@@ -302,6 +302,20 @@ static int check_rules(const struct fq_plan *plan, struct fq_error *err) {
     return 0;
 }
 
+/* Without a matrix there is nothing to do: because none is there, or because the rules leave none.
+ */
+static int check_count(const struct fq_plan *plan, const char *in, struct fq_error *err) {
+    if (plan->count > 0)
+        return 0;
+    for (size_t i = 0; i < plan->options->rule_count; i++)
+        if (plan->options->rules[i].kind == FQ_RULE_EXCLUDE)
+            return fq_fail(err, FQ_INVALID,
+                           "%.200s: --exclude '%.200s' leaves no matrix to quantize", in,
+                           plan->options->rules[i].pattern);
+    return fq_fail(err, FQ_INVALID,
+                   "%.200s: no linear layer with an F32, F16 or BF16 weight to quantize", in);
+}
+
 /* ---- units -------------------------------------------------------------------------------- */
 
 /* What vLLM fuses: the last components that become one layer, and the layer's name. */
@@ -403,13 +417,8 @@ int fq_plan_init(struct fq_plan *plan, const char *in, const struct fq_quantize_
         if ((rc = collect_tensor(plan, fq_checkpoint_tensor(plan->checkpoint, t), err)) < 0)
             goto out;
     }
-    if ((rc = check_rules(plan, err)) < 0)
+    if ((rc = check_rules(plan, err)) < 0 || (rc = check_count(plan, in, err)) < 0)
         goto out;
-    if (plan->count == 0) {
-        rc = fq_fail(err, FQ_INVALID,
-                     "%.200s: no linear layer with an F32, F16 or BF16 weight to quantize", in);
-        goto out;
-    }
     rc = make_units(plan, err);
 out:
     if (rc < 0)

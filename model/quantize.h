@@ -42,8 +42,8 @@ struct fq_quantize_method {
 int fq_quantize(const struct fq_dense *dense, const struct fq_quantize_method *method,
                 struct fq_matrix *matrix, void **storage, double *error, struct fq_error *err);
 
-/* ‖W − dequantized‖ / ‖W‖ of any matrix of W's shape, in float64; NaN without memory for a row a
- * thread. */
+/* ‖W − dequantized‖ / ‖W‖ of any matrix of W's shape, in float64; NaN where W holds a NaN or an
+ * infinity, or without memory for a row a thread. */
 double fq_quantize_error(const struct fq_dense *dense, const struct fq_matrix *matrix);
 
 /*

@@ -567,6 +567,11 @@ def check_inspect(work):
     wrong = run("inspect", out, "--against", os.path.join(work, "nan-in"))
     assert wrong.returncode == 3 and wrong.stderr.count("\n") == 1, wrong
     assert run("inspect", source).returncode == 3  # nothing quantized there
+    faulty = os.path.join(work, "nan-one-in")
+    quantize(faulty, faulty + "-taken", "--allow-nonfinite")
+    told = run("inspect", faulty + "-taken", "--against", faulty)  # no error of 0
+    assert told.returncode == 3 and "the weights of 'l.1' are not all finite" in told.stderr, told
+    assert told.stderr.count("\n") == 1 and not told.stdout
 
 
 def main():
