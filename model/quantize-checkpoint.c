@@ -128,6 +128,25 @@ static void count_layers(struct job *job) {
     }
 }
 
+/* The schemes that --override fixes are no part of what a budget chooses, but of what it pays. */
+static int check_budget(const struct job *job, struct fq_error *err) {
+    const struct fq_quantize_options *options = job->options;
+    const struct fq_quantize_summary *summary = job->summary;
+    const double width = (double)summary->bytes_after * 8 / (double)summary->weights;
+
+    if (options->budget > 0 && summary->tensors_after > options->budget)
+        return fq_fail(err, FQ_INVALID,
+                       "all tensors would take %" PRIu64 " bytes, the budget is %" PRIu64
+                       ": --override leaves too little",
+                       summary->tensors_after, options->budget);
+    if (options->bits_per_weight > 0 && width > options->bits_per_weight * (1 + 1e-9))
+        return fq_fail(err, FQ_INVALID,
+                       "the weights would take %.3f bits each, the budget is %g: --override leaves "
+                       "too little",
+                       width, options->bits_per_weight);
+    return 0;
+}
+
 /* ---- the data ----------------------------------------------------------------------------- */
 
 static struct fq_quantized_layer describe(const struct fq_plan_matrix *matrix) {
@@ -510,7 +529,7 @@ int fq_quantize_checkpoint(const char *in, const char *out,
     if (summary->kept_dense == summary->layers)
         rc = fq_fail(err, FQ_UNSUPPORTED, "%.200s: no layer can be packed with %d bits", in,
                      options->bits);
-    if (rc == 0)
+    if (rc == 0 && (rc = check_budget(&job, err)) == 0)
         rc = report_dense(&job, err);
     if (rc == 0 && options->dry_run) {
         rc = check_steps(&job, err);

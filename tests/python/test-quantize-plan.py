@@ -254,6 +254,9 @@ def check_budget(work, random):
         assert plain["bytes_after"] * 8 <= width * weights
         assert plain["budget"]["error"] <= summed_error(tensors, found) * (1 + 1e-6), (width, plain)
     check_options_table(source)
+    for budget in (("--budget", "20K"), ("--bits-per-weight", "4")):  # all is fixed beyond it
+        check_same_refusal(source, os.path.join(work, "fixed"), "--override leaves too little", *budget,
+                           "--override", "*=8,channel")
     small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
     assert small.returncode == 3 and "at least" in small.stderr, small
     assert not os.path.exists(os.path.join(work, "small"))
