@@ -4,9 +4,18 @@
 bin_PROGRAMS += finequant-quantize
 finequant_quantize_SOURCES = cli/finequant-quantize.c cli/quantize-cli.h cli/quantize-options.c \
 	cli/quantize-convert.c cli/quantize-copy.c cli/quantize-inspect.c cli/quantize-inspect.h \
-	cli/quantize-report.c cli/quantize-report.h cli/quantize-run.c cli/quantize-svg.c
+	cli/quantize-progress.c cli/quantize-progress.h cli/quantize-report.c cli/quantize-report.h \
+	cli/quantize-run.c cli/quantize-svg.c
 finequant_quantize_CPPFLAGS = $(AM_CPPFLAGS) $(JANSSON_CFLAGS)
 finequant_quantize_LDADD = $(MODEL_LIBS) $(JANSSON_LIBS)
+if HAVE_CMOCKA
+check_PROGRAMS += cli/test-quantize-progress
+TESTS += cli/test-quantize-progress
+cli_test_quantize_progress_SOURCES = cli/test-quantize-progress.c cli/quantize-progress.c \
+	cli/quantize-progress.h
+cli_test_quantize_progress_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+cli_test_quantize_progress_LDADD = $(CMOCKA_LIBS)
+endif
 # finequant-bench: one file a subcommand.
 bin_PROGRAMS += finequant-bench
 finequant_bench_SOURCES = cli/finequant-bench.c cli/bench.h cli/bench-options.c cli/bench-time.c \

@@ -14,6 +14,7 @@
 static struct {
     struct fq_convert_options convert;
     bool json, quiet, terminal;
+    bool bar; /* a line is on the terminal that the next one replaces */
 } command = {.convert = {.shard_bytes = 5000000000}};
 
 static const struct quantize_option options[] = {
@@ -26,15 +27,23 @@ static const struct quantize_option options[] = {
     {0},
 };
 
+static void clear_bar(void) {
+    if (command.bar)
+        fputs("\r\033[K", stderr);
+    command.bar = false;
+}
+
 static int progress(void *context, const struct fq_checkpoint_matrix *matrix, size_t done,
                     size_t total) {
     (void)context;
-    if (!command.quiet)
-        fprintf(stderr, "%s[%zu/%zu] %s %" PRId64 "x%" PRId64 ": %d bits, group %" PRId64 ", %s%s",
-                command.terminal ? "\r\033[K" : "", done, total, matrix->name, matrix->matrix.n,
-                matrix->matrix.k, matrix->matrix.bits, matrix->matrix.group,
-                matrix->symmetric ? "symmetric" : "with zero points",
-                command.terminal && done < total ? "" : "\n");
+    if (command.quiet)
+        return quantize_interrupted();
+    clear_bar();
+    command.bar = command.terminal && done < total;
+    fprintf(stderr, "[%zu/%zu] %s %" PRId64 "x%" PRId64 ": %d bits, group %" PRId64 ", %s%s", done,
+            total, matrix->name, matrix->matrix.n, matrix->matrix.k, matrix->matrix.bits,
+            matrix->matrix.group, matrix->symmetric ? "symmetric" : "with zero points",
+            command.bar ? "" : "\n");
     return quantize_interrupted();
 }
 
@@ -62,6 +71,7 @@ static int run(char **arguments, struct fq_error *err) {
     command.convert.progress = progress;
     quantize_catch_signals();
     rc = fq_convert_checkpoint(arguments[0], arguments[1], &command.convert, &summary, err);
+    clear_bar(); /* an error's line is to have its own */
     if (rc == 0 && command.json)
         return print_json(arguments, &summary, err);
     if (rc == 0 && !command.quiet)

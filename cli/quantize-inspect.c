@@ -70,7 +70,11 @@ static int compare(struct fq_checkpoint *checkpoint, const struct fq_checkpoint 
     matrix->error = fq_quantize_error(&dense, &loaded.matrix);
     fq_loaded_matrix_fini(&loaded);
     fq_checkpoint_drop(checkpoint, i);
-    return 0;
+    return isnan(matrix->error) ? fq_fail(err, FQ_INVALID,
+                                          "%.200s: the weights of '%.200s' are not all finite, "
+                                          "no error can be told",
+                                          against, matrix->name)
+                                : 0;
 }
 
 static int inspect(struct fq_checkpoint *checkpoint, const struct fq_checkpoint *original,

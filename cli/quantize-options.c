@@ -82,12 +82,25 @@ static const struct quantize_option *find(const struct quantize_command *command
     return NULL;
 }
 
+/* What getopt found wrong with the word that it has just passed. */
+static int refuse(const struct quantize_command *command, int answer, const char *word,
+                  struct fq_error *err) {
+    const bool known = optopt >= 256 || optopt == 'h'; /* a flag, with "=VALUE" */
+    const char letter[] = {'-', (char)optopt, '\0'};
+
+    return fq_fail(err, FQ_USAGE, "option '%.80s' %s; see finequant-quantize %s%s--help",
+                   answer == ':' || known || !optopt ? word : letter,
+                   answer == ':' ? "needs an argument"
+                   : known       ? "takes no argument"
+                                 : "is unknown or ambiguous",
+                   command->name, *command->name ? " " : "");
+}
+
 int quantize_parse(const struct quantize_command *command, int argc, char **argv, bool *helped,
                    char ***arguments, struct fq_error *err) {
-    static char program[] = "finequant-quantize";
     struct option longs[OPTIONS_MAX + 2] = {0};
-    char shorts[2 * OPTIONS_MAX + 2] = "h";
-    size_t count = 0, letters = 1;
+    char shorts[2 * OPTIONS_MAX + 3] = ":h"; /* the colon: a lacking argument is told apart */
+    size_t count = 0, letters = 2;
     int answer;
 
     for (; command->options[count].name && count < OPTIONS_MAX; count++) {
@@ -105,7 +118,7 @@ int quantize_parse(const struct quantize_command *command, int argc, char **argv
     }
     longs[count] = (struct option){.name = "help", .has_arg = no_argument, .val = 'h'};
     optind = 1;
-    argv[0] = program; /* in getopt's messages; a command's own name otherwise */
+    opterr = 0; /* one line, and it is ours */
     while ((answer = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
         const struct quantize_option *option = answer == 'h' ? NULL : find(command, answer);
 
@@ -116,9 +129,8 @@ int quantize_parse(const struct quantize_command *command, int argc, char **argv
             *helped = true;
             return 0;
         }
-        if (!option) /* getopt has said what is wrong */
-            return fq_fail(err, FQ_USAGE, "see finequant-quantize %s%s--help", command->name,
-                           *command->name ? " " : "");
+        if (!option)
+            return refuse(command, answer, argv[optind - 1], err);
         if (!option->parse(optarg, option->value))
             return fq_fail(err, FQ_USAGE, "--%s is '%.80s', allowed %s", option->name, optarg,
                            option->allowed);
@@ -126,6 +138,10 @@ int quantize_parse(const struct quantize_command *command, int argc, char **argv
     if (argc - optind != command->argument_count)
         return fq_fail(err, FQ_USAGE, "%d arguments, needed: %s; see finequant-quantize --help",
                        argc - optind, command->arguments);
+    for (int i = optind; i < argc; i++)
+        if (*argv[i] == '\0')
+            return fq_fail(err, FQ_USAGE, "argument %d of %s is empty, it must be a path",
+                           i - optind + 1, command->arguments);
     *arguments = argv + optind;
     return 0;
 }

@@ -3,6 +3,7 @@
 #include "quantize-report.h"
 
 #include "quantize-cli.h"
+#include "quantize-progress.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -23,13 +24,8 @@ void quantize_report_begin(struct quantize_report *report, const char *in, const
     report->out = out;
     report->terminal = isatty(STDERR_FILENO);
     report->matrices = report->json ? json_array() : NULL;
-    report->begun = report->phase_begun = now();
+    report->begun = report->phase_begun = report->told = now();
     report->phase = -1;
-}
-
-void quantize_report_fini(struct quantize_report *report) {
-    json_decref(report->matrices);
-    report->matrices = NULL;
 }
 
 static void clear_bar(struct quantize_report *report) {
@@ -38,23 +34,36 @@ static void clear_bar(struct quantize_report *report) {
     report->bar = false;
 }
 
+void quantize_report_fini(struct quantize_report *report) {
+    clear_bar(report); /* an error's line is to have its own */
+    json_decref(report->matrices);
+    report->matrices = NULL;
+}
+
 /* ---- progress ----------------------------------------------------------------------------- */
 
-static void print_bar(struct quantize_report *report, const struct fq_quantize_progress *progress) {
-    char bar[31];
-    double part =
-        progress->bytes_total ? (double)progress->bytes_done / (double)progress->bytes_total : 1;
-    double seconds = now() - report->phase_begun, left = part > 0 ? seconds / part - seconds : 0;
-    /* not of the first moment, in which files finished earlier pass */
-    double rate = seconds > 0.1 ? (double)progress->bytes_done * 1e-9 / seconds : 0;
-    size_t filled = (size_t)(part * (sizeof bar - 1));
+static const char *word_of(const struct quantize_report *report,
+                           const struct fq_quantize_progress *progress) {
+    return progress->phase == FQ_QUANTIZE_MEASURE ? "looking"
+           : report->plan                         ? "checking"
+                                                  : "writing";
+}
 
+/* Bar, percents and the time left are of the whole job; layers and rate, of the phase. */
+static void print_bar(struct quantize_report *report, const struct fq_quantize_progress *progress) {
+    const double part = quantize_progress_part(progress), seconds = now() - report->phase_begun;
+    const double left = quantize_progress_left(progress, seconds);
+    size_t filled;
+    char bar[31];
+
+    filled = (size_t)(part * (sizeof bar - 1));
     memset(bar, '.', sizeof bar - 1);
-    memset(bar, '#', filled < sizeof bar - 1 ? filled : sizeof bar - 1);
+    memset(bar, '#', filled);
     bar[sizeof bar - 1] = '\0';
     fprintf(stderr, "\r\033[K%s [%s] %3.0f%%, %zu of %zu layers, %.2f GB/s, %d:%02d left",
-            progress->phase == FQ_QUANTIZE_MEASURE ? "looking" : "writing", bar, part * 100,
-            progress->layers_done, progress->layers, rate, (int)left / 60, (int)left % 60);
+            word_of(report, progress), bar, floor(part * 100), progress->layers_done,
+            progress->layers, quantize_progress_rate(progress, seconds) * 1e-9, (int)left / 60,
+            (int)left % 60);
     report->bar = true;
 }
 
@@ -63,14 +72,14 @@ static void print_planning(struct quantize_report *report,
                            const struct fq_quantize_progress *progress) {
     const double seconds = now() - report->phase_begun;
 
-    if (now() - report->line_printed < 5 || seconds <= 0 || progress->bytes_done == 0)
+    if (now() - report->line_printed < 5)
         return;
     report->line_printed = now();
-    fprintf(stderr, "[%zu/%zu] planning: %.1f of %.1f GB, %.2f GB/s, about %.0f s left\n",
+    fprintf(stderr,
+            "[%zu/%zu] planning: %.1f of %.1f GB, %.2f GB/s, about %.0f s left with the writing\n",
             progress->layers_done, progress->layers, (double)progress->bytes_done * 1e-9,
-            (double)progress->bytes_total * 1e-9, (double)progress->bytes_done * 1e-9 / seconds,
-            seconds * (double)(progress->bytes_total - progress->bytes_done) /
-                (double)progress->bytes_done);
+            (double)progress->bytes_total * 1e-9, quantize_progress_rate(progress, seconds) * 1e-9,
+            quantize_progress_left(progress, seconds));
 }
 
 static void print_line(struct quantize_report *report,
@@ -118,9 +127,10 @@ int quantize_report_progress(void *context, const struct fq_quantize_progress *p
     if (report->phase != (int)progress->phase) {
         clear_bar(report);
         report->phase = (int)progress->phase;
-        report->phase_begun = now();
-        report->line_printed = report->phase_begun;
+        report->phase_begun = report->told;
+        report->line_printed = report->told;
     }
+    report->told = now();
     if (report->matrices && progress->layer)
         json_array_append_new(report->matrices, layer_json(progress->layer));
     if (!report->quiet && report->terminal)
@@ -149,19 +159,25 @@ static const char *mark_of(const struct fq_quantize_explanation *explanation, si
     return step == explanation->chosen ? "->" : step == explanation->walked ? " *" : "  ";
 }
 
+/* What a finer row gains over a coarser one, of which one is where alpha stopped. */
+static void explain_gain(const struct fq_choose_step *coarse, const struct fq_choose_step *fine) {
+    const double halvings = log2((double)coarse->group / (double)fine->group);
+
+    printf(" %14.1f%% %8.4f %8.4f", 100 * (1 - pow(fine->error / coarse->error, 1 / halvings)),
+           log2(coarse->error / fine->error), fine->bits - coarse->bits);
+}
+
 static void explain_step(const struct fq_quantize_explanation *explanation, size_t i) {
-    const struct fq_choose_step *step = &explanation->steps[i], *before = step - (i > 0);
+    const struct fq_choose_step *step = &explanation->steps[i];
+    const struct fq_choose_step *walked = &explanation->steps[explanation->walked];
     char text[24];
 
     group_text(step->group, i == 0, text);
     printf("  %s %8s %11.4f %16.4f", mark_of(explanation, i), text, step->bits, step->error);
-    if (i > 0 && step->error > 0)
-        printf(" %14.1f%% %14.4f",
-               100 * (1 - pow(step->error / before->error,
-                              1 / log2((double)before->group / (double)step->group))),
-               log2(before->error / step->error));
+    if (step != walked && step->error > 0 && walked->error > 0)
+        explain_gain(step < walked ? step : walked, step < walked ? walked : step);
     else if (explanation->options)
-        printf(" %15s %14s", "", "");
+        printf(" %15s %8s %8s", "", "", "");
     if (explanation->options)
         printf("   %s%.4f", explanation->options[i].estimated ? "~" : " ",
                explanation->options[i].error / (double)explanation->count);
@@ -172,7 +188,7 @@ static void explain_steps(const struct fq_quantize_explanation *explanation) {
     const struct fq_choose_step *steps = explanation->steps;
     char walked[24], chosen[24];
 
-    printf("       group  scale bits  error to expect  gain a halving  worth in bits%s\n",
+    printf("       group  scale bits  error to expect  gain a halving    worth     cost%s\n",
            explanation->options ? "  measured" : "");
     for (size_t i = 0; i < explanation->step_count; i++)
         explain_step(explanation, i);
@@ -192,19 +208,47 @@ static void explain_steps(const struct fq_quantize_explanation *explanation) {
                    : "as before");
 }
 
+/* More than the chosen row's, or less, in percent of it. */
+static double percent_more(double value, double chosen) {
+    return chosen > 0 ? 100 * (value / chosen - 1) : 0;
+}
+
 static void explain_options(const struct fq_quantize_explanation *explanation) {
-    puts("       bits    group  zeros        bytes  summed error");
+    const struct fq_choose_option *chosen = &explanation->options[explanation->chosen];
+
+    puts("       bits    group  zeros        bytes  to chosen  summed error  to chosen");
     for (size_t i = 0; i < explanation->option_count; i++) {
         const struct fq_choose_option *option = &explanation->options[i];
         char text[24];
 
         group_text(option->group, option->group == 0, text);
-        printf("  %s %4d %8s %6s %12" PRIu64 "      %s%.5f\n",
-               i == explanation->chosen ? "->" : "  ", option->bits, text,
-               option->asymmetric ? "yes" : "no", option->bytes, option->estimated ? "~" : " ",
-               option->error);
+        printf("  %s %4d %8s %6s %12" PRIu64, option == chosen ? "->" : "  ", option->bits, text,
+               option->asymmetric ? "yes" : "no", option->bytes);
+        if (option == chosen)
+            printf(" %10s    %s%10.5f %10s\n", "-", option->estimated ? "~" : " ", option->error,
+                   "-");
+        else
+            printf(" %+9.1f%%    %s%10.5f %+9.1f%%\n",
+                   percent_more((double)option->bytes, (double)chosen->bytes),
+                   option->estimated ? "~" : " ", option->error,
+                   percent_more(option->error, chosen->error));
     }
 }
+
+static const char *const steps_legend =
+    "* is where alpha stopped, -> what is chosen (one mark where they are the same).  Every other\n"
+    "row is compared with alpha's, the finer of the two with the coarser.  gain: of the error, "
+    "for\n"
+    "each halving of the group; it must be alpha or more.  worth: the bits in each code that "
+    "would\n"
+    "gain as much; it must be more than the cost, the bits in scales.\n";
+
+static const char *const options_legend =
+    "-> is chosen; 'to chosen' is what a row has more (+) or less (-) than that one.  For the "
+    "bytes\n"
+    "that a smaller row saves, other matrices gain less than this one loses; for those that a "
+    "larger\n"
+    "one takes they lose more than this one gains, or there are none left.\n";
 
 void quantize_report_explain(void *context, const struct fq_quantize_explanation *explanation) {
     struct quantize_report *report = context;
@@ -212,6 +256,9 @@ void quantize_report_explain(void *context, const struct fq_quantize_explanation
     clear_bar(report);
     if (report->json)
         return; /* standard output is the JSON's */
+    if (!report->explained)
+        fputs(explanation->steps ? steps_legend : options_legend, stdout);
+    report->explained = true;
     for (size_t i = 0; i < explanation->count; i++)
         printf("%s%s", explanation->names[i], i + 1 < explanation->count ? ", " : ":\n");
     if (explanation->steps)
@@ -236,12 +283,12 @@ static int64_t peak_resident(void) {
 static json_t *uniform_json(const struct fq_quantize_summary *summary) {
     if (!summary->budgeted)
         return json_null();
-    return json_pack("{s:I, s:f, s:i, s:I, s:I, s:f, s:I}", "allowed", (json_int_t)summary->allowed,
+    return json_pack("{s:I, s:f, s:i, s:I, s:I, s:o, s:I}", "allowed", (json_int_t)summary->allowed,
                      "error", summary->expected, "uniform_bits", summary->uniform.bits,
                      "uniform_group", (json_int_t)summary->uniform.group, "uniform_bytes",
                      (json_int_t)summary->uniform.bytes, "uniform_error",
-                     summary->uniform.bits ? summary->uniform.error : 0.0, "measured_before",
-                     (json_int_t)summary->measured_before);
+                     summary->uniform.bits ? json_real(summary->uniform.error) : json_null(),
+                     "measured_before", (json_int_t)summary->measured_before);
 }
 
 static json_t *group_json(int64_t group) {
@@ -267,12 +314,13 @@ static int print_json(const struct quantize_report *report,
                       const struct fq_quantize_options *options,
                       const struct fq_quantize_summary *summary, struct fq_error *err) {
     json_t *json = json_pack(
-        "{s:s, s:s, s:o, s:o, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:o, s:O}", "input",
+        "{s:s, s:s, s:o, s:o, s:I, s:I, s:f, s:I, s:I, s:o, s:I, s:I, s:f, s:I, s:o, s:O}", "input",
         report->in, "output", report->out, "bits", bits_json(options), "group",
         group_json(options->group), "bytes_before", (json_int_t)summary->bytes_before,
         "bytes_after", (json_int_t)summary->bytes_after, "bits_per_weight",
         bits_per_weight(summary), "tensor_bytes_before", (json_int_t)summary->tensors_before,
-        "tensor_bytes_after", (json_int_t)summary->tensors_after, "error", summary->error, "shards",
+        "tensor_bytes_after", (json_int_t)summary->tensors_after, "error",
+        options->dry_run ? json_null() : json_real(summary->error), "shards",
         (json_int_t)summary->shards, "shards_kept", (json_int_t)summary->shards_kept, "seconds",
         report->seconds, "peak_resident_bytes", (json_int_t)peak_resident(), "budget",
         uniform_json(summary), "matrices", report->matrices);
@@ -334,6 +382,11 @@ int quantize_report_end(struct quantize_report *report, const struct fq_quantize
                "reads "
                "them, vLLM's GPU kernels do not\n",
                summary->unusual);
+    if (summary->poor > 0)
+        printf(
+            "%zu layers keep an error of %.1f or more; weights under 3e-8 become 0, since scales "
+            "are in fp16\n",
+            summary->poor, FQ_QUANTIZE_POOR);
     if (summary->shards_kept > 0)
         printf("%zu of %zu files were there from an earlier run\n", summary->shards_kept,
                summary->shards);

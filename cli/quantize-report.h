@@ -12,15 +12,16 @@
 #include <jansson.h>
 
 struct quantize_report {
-    bool json, quiet, explain; /* as asked for */
-    bool plan;                 /* a dry run: errors are expectations */
-    bool terminal;             /* standard error is one: a bar */
-    bool bar;                  /* one is on the line */
-    const char *in, *out;      /* borrowed */
-    double begun, phase_begun, line_printed; /* seconds */
-    int phase;                 /* of the last progress, -1 before the first */
-    double seconds;            /* all of it, at the end */
-    json_t *matrices;          /* of --json, else NULL */
+    bool json, quiet, explain;                     /* as asked for */
+    bool plan;                                     /* a dry run: errors are expectations */
+    bool terminal;                                 /* standard error is one: a bar */
+    bool bar;                                      /* one is on the line */
+    bool explained;                                /* what the columns of explanations mean */
+    const char *in, *out;                          /* borrowed */
+    double begun, phase_begun, line_printed, told; /* seconds; told: the last progress */
+    int phase;                                     /* of the last progress, -1 before the first */
+    double seconds;                                /* all of it, at the end */
+    json_t *matrices;                              /* of --json, else NULL */
 };
 
 void quantize_report_begin(struct quantize_report *report, const char *in, const char *out);
@@ -33,8 +34,8 @@ void quantize_report_problem(void *context, const char *message);
 
 int quantize_report_end(struct quantize_report *report, const struct fq_quantize_options *options,
                         const struct fq_quantize_summary *summary, struct fq_error *err);
-/* Copies up to 2 GB of IN's largest file to a temporary file beside OUT, both read and written
- * through to the disk, and prints the rate beside ours. */
+/* Copies up to 2 GB of IN's safetensors files to a temporary file in OUT, both read and written
+ * through to the disk, and prints how much, and the rate beside ours. */
 int quantize_report_copy(struct quantize_report *report, const struct fq_quantize_summary *summary,
                          struct fq_error *err);
 

@@ -160,7 +160,7 @@ static const struct quantize_option options[] = {
     {"budget", 'B', "SIZE", "choose bits and group of each matrix so that all tensors fit in SIZE",
      "is a number of bytes, or one with K, M, G or T", quantize_parse_size, &quantize.budget},
     {"bits-per-weight", 'w', "X", "the same for an average over the quantized weights, with scales",
-     "is a number to 16", parse_width, &quantize.bits_per_weight},
+     "is a number above 0, to 16", parse_width, &quantize.bits_per_weight},
     {"minimize", 0, "WHAT",
      "the sum of 'squares' of relative errors, by size (default), or of each 'error'",
      "are squares and error", parse_loss, &quantize.loss},
@@ -234,7 +234,8 @@ static int run(char **arguments, struct fq_error *err) {
     else if (summary.resumable)
         fq_fail_in(err, "%.200s.partial is kept, the same command goes on", arguments[1]);
     if (rc == 0 && compare_copy && !quantize.dry_run)
-        rc = quantize_report_copy(&report, &summary, err);
+        if ((rc = quantize_report_copy(&report, &summary, err)) < 0)
+            fq_fail_in(err, "%.200s is complete, but --compare-copy failed", arguments[1]);
     quantize_report_fini(&report);
     return rc;
 }

@@ -189,7 +189,7 @@ int fq_convert_checkpoint(const char *in, const char *out, const struct fq_conve
     int rc;
 
     *summary = (struct fq_convert_summary){0};
-    if ((rc = fq_output_directory_init(&job.output, out, err)) < 0)
+    if ((rc = fq_output_directory_init(&job.output, out, in, err)) < 0)
         return rc;
     fq_output_directory_clear(&job.output);     /* what a killed run left is not taken up */
     state = json_pack("{s:s}", "converts", in); /* by which the next run knows it for ours */

@@ -28,8 +28,8 @@ struct fq_convert_summary {
  * Rewrites the directory or GGUF file IN as the directory OUT, which must not exist.  Tensors that
  * belong to no matrix are copied as they are, and so are a directory's tokenizer and other small
  * files. OUT appears complete and synced, or not at all. Errors: those of fq_checkpoint_new and
- * fq_checkpoint_load; -FQ_EXISTS; -FQ_INVALID where IN has no quantized matrix; -FQ_UNSUPPORTED
- * (see fq_ct_output_add); -FQ_IO; -FQ_CANCELLED.
+ * fq_checkpoint_load; -FQ_EXISTS; -FQ_INVALID where IN has no quantized matrix or OUT is within it;
+ * -FQ_UNSUPPORTED (see fq_ct_output_add); -FQ_IO; -FQ_CANCELLED.
  */
 int fq_convert_checkpoint(const char *in, const char *out, const struct fq_convert_options *options,
                           struct fq_convert_summary *summary, struct fq_error *err);

@@ -72,10 +72,11 @@ static bool remove_unfinished(int fd, const char *name) {
     return true;
 }
 
-static int open_partial(struct fq_output_directory *output, struct fq_error *err) {
+static int open_partial(struct fq_output_directory *output, const char *path,
+                        struct fq_error *err) {
     if (mkdirat(output->parentfd, output->temporary, 0777) < 0) {
         if (errno != EEXIST)
-            return fq_fail_errno(err, "%.200s", output->temporary);
+            return fq_fail_errno(err, "%.200s: making %.200s", path, output->temporary);
         output->found = true;
         output->keep = true; /* until it is known to be ours */
     }
@@ -101,8 +102,30 @@ void fq_output_directory_clear(struct fq_output_directory *output) {
     output->found = false;
 }
 
-int fq_output_directory_init(struct fq_output_directory *output, const char *path,
-                             struct fq_error *err) {
+/* Whether the directory FD is IN or lies in it. */
+static bool is_within(int fd, const char *in) {
+    struct stat outer, here, above;
+    bool within = false, root = stat(in, &outer) < 0 || fstat(fd, &here) < 0;
+
+    fd = root ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    while (fd >= 0 && !root && !within) {
+        int parent = openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+        within = here.st_dev == outer.st_dev && here.st_ino == outer.st_ino;
+        root = parent < 0 || fstat(parent, &above) < 0 ||
+               (above.st_dev == here.st_dev && above.st_ino == here.st_ino);
+        close(fd);
+        fd = parent;
+        here = above;
+    }
+    if (fd >= 0)
+        close(fd);
+    return within;
+}
+
+/* The directory that PATH will be in, opened, and the names there. */
+static int find_place(struct fq_output_directory *output, const char *path, const char *in,
+                      struct fq_error *err) {
     char *parent = strdup(path), *base = strdup(path);
     struct stat status;
     int rc = 0;
@@ -115,20 +138,37 @@ int fq_output_directory_init(struct fq_output_directory *output, const char *pat
         goto out;
     }
     output->parentfd = open(dirname(parent), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (output->parentfd < 0) {
+    if (output->parentfd < 0)
         rc = fq_fail_errno(err, "%.200s: the directory it goes into", path);
-        goto out;
-    }
-    if (fstatat(output->parentfd, output->name, &status, AT_SYMLINK_NOFOLLOW) == 0) {
+    else if (fstatat(output->parentfd, output->name, &status, AT_SYMLINK_NOFOLLOW) == 0)
         rc = fq_fail(err, FQ_EXISTS, "%.200s exists; it must be a new directory", path);
-        goto out;
-    }
-    rc = open_partial(output, err);
+    else if (is_within(output->parentfd, in))
+        rc = fq_fail(err, FQ_INVALID, "%.200s is within the input, %.200s; it must be elsewhere",
+                     path, in);
 out:
     free(parent);
     free(base);
+    return rc;
+}
+
+int fq_output_directory_init(struct fq_output_directory *output, const char *path, const char *in,
+                             struct fq_error *err) {
+    int rc = find_place(output, path, in, err);
+
+    if (rc == 0)
+        rc = open_partial(output, path, err);
     if (rc < 0)
         fq_output_directory_fini(output);
+    return rc;
+}
+
+int fq_output_directory_check(const char *path, const char *in, struct fq_error *err) {
+    struct fq_output_directory output;
+    int rc = find_place(&output, path, in, err);
+
+    if (rc == 0 && faccessat(output.parentfd, ".", W_OK | X_OK, AT_EACCESS) < 0)
+        rc = fq_fail_errno(err, "%.200s: making %.200s", path, output.temporary);
+    fq_output_directory_fini(&output);
     return rc;
 }
 

@@ -27,11 +27,13 @@ struct fq_output_directory {
 
 /*
  * Makes PATH.partial, or takes up the one that is there, and locks it.  -FQ_EXISTS where PATH is
- * there already, or a partial one that is not empty and has no state file; -FQ_BUSY where another
- * process fills it.
+ * there already, or a partial one that is not empty and has no state file; -FQ_INVALID where PATH
+ * is within the directory IN; -FQ_BUSY where another process fills it.
  */
-int fq_output_directory_init(struct fq_output_directory *output, const char *path,
+int fq_output_directory_init(struct fq_output_directory *output, const char *path, const char *in,
                              struct fq_error *err);
+/* Whether _init could begin PATH, as far as that is known without making it: 0, or its errors. */
+int fq_output_directory_check(const char *path, const char *in, struct fq_error *err);
 /* Removes what an earlier run left. */
 void fq_output_directory_clear(struct fq_output_directory *output);
 /* Writes and syncs one JSON file, which takes the place of an older one at once. */

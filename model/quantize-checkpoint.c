@@ -42,7 +42,7 @@ struct job {
     struct fq_checkpoint_writer *writer;
     struct step *steps; /* in the order of the output's tensors */
     size_t count, layers_done;
-    uint64_t bytes_done;
+    uint64_t bytes_done, bytes_kept; /* kept: of those done, by an earlier run */
 };
 
 /* ---- the tensors -------------------------------------------------------------------------- */
@@ -129,6 +129,25 @@ static void count_layers(struct job *job) {
     }
 }
 
+/* The schemes that --override fixes are no part of what a budget chooses, but of what it pays. */
+static int check_budget(const struct job *job, struct fq_error *err) {
+    const struct fq_quantize_options *options = job->options;
+    const struct fq_quantize_summary *summary = job->summary;
+    const double width = (double)summary->bytes_after * 8 / (double)summary->weights;
+
+    if (options->budget > 0 && summary->tensors_after > options->budget)
+        return fq_fail(err, FQ_INVALID,
+                       "all tensors would take %" PRIu64 " bytes, the budget is %" PRIu64
+                       ": --override leaves too little",
+                       summary->tensors_after, options->budget);
+    if (options->bits_per_weight > 0 && width > options->bits_per_weight * (1 + 1e-9))
+        return fq_fail(err, FQ_INVALID,
+                       "the weights would take %.3f bits each, the budget is %g: --override leaves "
+                       "too little",
+                       width, options->bits_per_weight);
+    return 0;
+}
+
 /* ---- the data ----------------------------------------------------------------------------- */
 
 static struct fq_quantized_layer describe(const struct fq_plan_matrix *matrix) {
@@ -154,6 +173,9 @@ static struct fq_quantized_layer describe(const struct fq_plan_matrix *matrix) {
 static int tell(struct job *job, uint64_t bytes, const struct fq_quantized_layer *layer,
                 struct fq_error *err) {
     struct fq_quantize_progress progress = {.phase = FQ_QUANTIZE_WRITE,
+                                            .work_before = job->plan.looked,
+                                            .work_a_byte = 1,
+                                            .bytes_kept = job->bytes_kept,
                                             .bytes_total = job->summary->tensors_before,
                                             .layers = job->plan.count,
                                             .layer = layer};
@@ -168,15 +190,23 @@ static int tell(struct job *job, uint64_t bytes, const struct fq_quantized_layer
     return 0;
 }
 
+/* What is to become of a matrix. */
+static struct fq_quantize_method method_of(const struct job *job,
+                                           const struct fq_plan_matrix *matrix) {
+    struct fq_quantize_method method = job->options->method;
+
+    method.asymmetric = matrix->asymmetric;
+    return method;
+}
+
 static int write_matrix(struct job *job, const struct step *step, struct fq_error *err) {
     const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
     struct fq_quantized_layer layer = describe(matrix);
-    struct fq_quantize_method method = job->options->method;
+    struct fq_quantize_method method = method_of(job, matrix);
     struct fq_matrix quantized = fq_plan_describe(matrix).matrix;
     void *storage = NULL;
     int rc;
 
-    method.asymmetric = matrix->asymmetric;
     fq_plan_read_ahead(&job->plan, step->matrix + 1);
     rc = fq_quantize(&matrix->dense, &method, &quantized, &storage, &layer.error, err);
     if (rc < 0)
@@ -186,6 +216,7 @@ static int write_matrix(struct job *job, const struct step *step, struct fq_erro
         rc = fq_ct_output_write(job->writer, step->first, &quantized, err);
     free(storage);
     job->summary->error += layer.error;
+    job->summary->poor += layer.error >= FQ_QUANTIZE_POOR;
     return rc < 0 ? rc : tell(job, matrix->bytes, &layer, err);
 }
 
@@ -233,12 +264,55 @@ static int write_dense(struct job *job, const struct step *step, struct fq_error
     return rc < 0 ? rc : tell(job, bytes, NULL, err);
 }
 
+/* Looks for all that writing would stop at. */
+static int check_matrix(struct job *job, const struct step *step, struct fq_error *err) {
+    const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
+    const struct fq_quantized_layer layer = describe(matrix);
+    const struct fq_quantize_method method = method_of(job, matrix);
+    const struct fq_matrix scheme = fq_plan_describe(matrix).matrix;
+    int rc;
+
+    fq_plan_read_ahead(&job->plan, step->matrix + 1);
+    rc = fq_quantize_check(&matrix->dense, &method, &scheme, err);
+    fq_plan_drop(matrix);
+    if (rc < 0)
+        return fq_fail_in(err, "%s: tensor '%.200s'", matrix->source->file, matrix->source->name);
+    return tell(job, matrix->bytes, &layer, err);
+}
+
+static int check_copied(struct job *job, const struct step *step, struct fq_error *err) {
+    int rc = check_finite(job, step->copied, err);
+
+    fq_checkpoint_drop_tensor(step->copied);
+    return rc < 0 ? rc : tell(job, step->copied->bytes, NULL, err);
+}
+
+/* A dry run: every weight is looked at, as by the run that it stands for, and none written. */
+static int check_steps(struct job *job, struct fq_error *err) {
+    int rc = 0;
+
+    for (size_t s = 0; s < job->count && rc == 0; s++) {
+        const struct step *step = &job->steps[s];
+
+        if (step->copied)
+            rc = check_copied(job, step, err);
+        else if (job->plan.matrices[step->matrix].kept_dense)
+            rc = tell(job, job->plan.matrices[step->matrix].bytes, NULL, err);
+        else
+            rc = check_matrix(job, step, err);
+    }
+    return rc;
+}
+
 /* Its shard is there from an earlier run: it counts as done. */
 static int skip(struct job *job, const struct step *step, struct fq_error *err) {
     const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
 
+    const uint64_t bytes = step->copied ? step->copied->bytes : matrix->bytes;
+
     job->layers_done += !step->copied && !matrix->kept_dense;
-    return tell(job, step->copied ? step->copied->bytes : matrix->bytes, NULL, err);
+    job->bytes_kept += bytes;
+    return tell(job, bytes, NULL, err);
 }
 
 static int write_steps(struct job *job, struct fq_error *err) {
@@ -350,7 +424,8 @@ static json_t *fingerprint(const struct job *job, const char *in) {
             continue;
         last = file;
         if (asprintf(&path, "%s/%s", in, file) >= 0) {
-            stat(path, &status);
+            if (stat(path, &status) < 0)
+                stat(in, &status); /* a GGUF file is itself the input */
             free(path);
         }
         json_object_set_new(files, file,
@@ -455,14 +530,14 @@ static int decide(struct job *job, const char *in, struct fq_error *err) {
 
 /* ---- all of it ---------------------------------------------------------------------------- */
 
-/* Layers that stay dense, and in a dry run all of them. */
-static int report_layers(struct job *job, struct fq_error *err) {
+/* Layers that stay dense. */
+static int report_dense(struct job *job, struct fq_error *err) {
     int rc = 0;
 
     for (size_t m = 0; m < job->plan.count && rc == 0; m++) {
         struct fq_quantized_layer layer = describe(&job->plan.matrices[m]);
 
-        if (job->options->dry_run || layer.kept_dense)
+        if (layer.kept_dense)
             rc = tell(job, 0, &layer, err);
     }
     return rc;
@@ -493,7 +568,9 @@ int fq_quantize_checkpoint(const char *in, const char *out,
     int rc;
 
     *summary = (struct fq_quantize_summary){0};
-    if (!options->dry_run && (rc = fq_output_directory_init(&job.output, out, err)) < 0)
+    rc = options->dry_run ? fq_output_directory_check(out, in, err)
+                          : fq_output_directory_init(&job.output, out, in, err);
+    if (rc < 0)
         return rc;
     if ((rc = fq_plan_init(&job.plan, in, options, err)) < 0 || (rc = decide(&job, in, err)) < 0 ||
         (rc = plan_tensors(&job, err)) < 0)
@@ -502,9 +579,11 @@ int fq_quantize_checkpoint(const char *in, const char *out,
     if (summary->kept_dense == summary->layers)
         rc = fq_fail(err, FQ_UNSUPPORTED, "%.200s: no layer can be packed with %d bits", in,
                      options->bits);
-    if (rc == 0)
-        rc = report_layers(&job, err);
-    if (rc == 0 && !options->dry_run) {
+    if (rc == 0 && (rc = check_budget(&job, err)) == 0)
+        rc = report_dense(&job, err);
+    if (rc == 0 && options->dry_run) {
+        rc = check_steps(&job, err);
+    } else if (rc == 0) {
         rc = write_all(&job, in, err);
         failed = rc == -FQ_IO;
     }

@@ -12,6 +12,8 @@
 #include "quantize.h"
 
 #define FQ_QUANTIZE_GROUP_AUTO ((int64_t)-1)
+/* A relative error from which on a matrix is worth a warning: it keeps little of its weights. */
+#define FQ_QUANTIZE_POOR 0.5
 
 /* What the user says of matrices by name; the glob's * matches dots as well. */
 struct fq_quantize_rule {
@@ -46,8 +48,12 @@ struct fq_quantize_progress {
         FQ_QUANTIZE_MEASURE,
         FQ_QUANTIZE_WRITE
     } phase;
-    uint64_t bytes_done, bytes_total;
-    size_t layers_done, layers;             /* of the phase */
+    uint64_t bytes_done, bytes_total; /* of the phase */
+    uint64_t bytes_kept;              /* of bytes_done: finished by an earlier run */
+    size_t layers_done, layers;       /* of the phase */
+    /* The whole job, in what a byte costs that is written: what the phases before this one did,
+     * what a byte costs in this one, and what is to come after it. */
+    double work_before, work_a_byte, work_after;
     const struct fq_quantized_layer *layer; /* of FQ_QUANTIZE_WRITE, else NULL; NULL after others */
 };
 
@@ -86,11 +92,11 @@ struct fq_quantize_options {
     const struct fq_quantize_rule *rules;
     size_t rule_count;
     uint64_t shard_bytes; /* a new file is begun where this would be passed */
-    bool dry_run;         /* plan, report each layer, write nothing */
+    bool dry_run;         /* plan, look at every weight, report each layer, write nothing */
 
     /* Each may be NULL; all on the caller's thread.  progress: not 0 ends the work with
-     * -FQ_CANCELLED, and what is finished is kept for the next run.  problem: a tensor that
-     * cannot be quantized; the work fails after the last. */
+     * -FQ_CANCELLED, and what is finished is kept for the next run.  problem: one of
+     * several matrices that cannot be quantized; the work fails after the last. */
     int (*progress)(void *context, const struct fq_quantize_progress *progress);
     void (*explain)(void *context, const struct fq_quantize_explanation *explanation);
     void (*problem)(void *context, const char *message);
@@ -106,6 +112,7 @@ struct fq_quantize_summary {
     uint64_t bytes_before, bytes_after;     /* of the quantized layers' weights */
     uint64_t tensors_before, tensors_after; /* of all tensors, in bytes */
     double error;                           /* summed over the layers written now */
+    size_t poor;                            /* layers written now that keep FQ_QUANTIZE_POOR */
     size_t shards, shards_kept;             /* kept: finished by an earlier run */
     bool resumable;                         /* it failed, and what is finished waits for the next */
     bool budgeted;                          /* the rest holds under a budget */
@@ -121,8 +128,8 @@ struct fq_quantize_summary {
  * complete and synced, or not at all; until then it is OUT.partial, which the same call goes on
  * with.  A failure removes that, a kill or -FQ_CANCELLED does not.
  * Errors: those of fq_checkpoint_new and fq_quantize; -FQ_EXISTS; -FQ_BUSY where another process
- * fills OUT; -FQ_INVALID where IN is already quantized or has no linear layer, a rule matches
- * nothing, or the budget is too small; -FQ_IO; -FQ_CANCELLED.
+ * fills OUT; -FQ_INVALID where OUT is within IN, IN is already quantized or has no linear layer, a
+ * rule matches nothing, or the budget is too small; -FQ_IO; -FQ_CANCELLED.
  */
 int fq_quantize_checkpoint(const char *in, const char *out,
                            const struct fq_quantize_options *options,

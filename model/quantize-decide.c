@@ -11,6 +11,19 @@
 
 /* ---- what both ways need ------------------------------------------------------------------ */
 
+/* Another matrix that cannot be quantized.  The first waits: if it stays alone, it is the error. */
+static void add_problem(struct fq_decision *decision, const struct fq_error *err) {
+    const struct fq_quantize_options *options = decision->plan->options;
+
+    if (++decision->problems == 1) {
+        decision->first = *err;
+    } else if (options->problem) {
+        if (decision->problems == 2)
+            options->problem(options->context, decision->first.message);
+        options->problem(options->context, err->message);
+    }
+}
+
 int fq_decision_looked_at(struct fq_decision *decision, struct fq_plan_matrix *matrix, int rc,
                           struct fq_error *err) {
     const struct fq_quantize_options *options = decision->plan->options;
@@ -22,11 +35,10 @@ int fq_decision_looked_at(struct fq_decision *decision, struct fq_plan_matrix *m
     progress.bytes_total = decision->total;
     progress.layers_done = ++decision->layers_done;
     progress.layers = decision->layers;
+    fq_plan_looked(decision->plan, &progress);
     if (rc == -FQ_INVALID) {
         fq_fail_in(err, "%s: tensor '%.200s'", matrix->source->file, matrix->source->name);
-        decision->problems++;
-        if (options->problem)
-            options->problem(options->context, err->message);
+        add_problem(decision, err);
         rc = 0;
     }
     if (rc == 0 && options->progress && options->progress(options->context, &progress) != 0)
@@ -186,12 +198,12 @@ int fq_plan_decide(struct fq_plan *plan, struct fq_quantize_summary *summary,
     for (size_t u = 0; zeros && u < plan->unit_count && rc == 0 && decision.problems == 0; u++)
         if (!fq_decision_is_made(plan, &plan->units[u]))
             rc = decide_symmetry(&decision, &plan->units[u], err);
-    if (rc == 0 && decision.problems > 0)
-        rc = fq_fail(err, FQ_INVALID, "%zu tensor%s cannot be quantized%s", decision.problems,
-                     decision.problems == 1 ? "" : "s",
-                     plan->options->method.allow_nonfinite
-                         ? ""
-                         : "; --allow-nonfinite takes NaN as 0 and infinities as large");
+    if (rc == 0 && decision.problems == 1) {
+        *err = decision.first;
+        rc = err->status;
+    } else if (rc == 0 && decision.problems > 1) {
+        rc = fq_fail(err, FQ_INVALID, "%zu matrices cannot be quantized", decision.problems);
+    }
     for (size_t m = 0; m < plan->count; m++)
         plan->matrices[m].kept_dense = fq_plan_stays_dense(&plan->matrices[m]);
     return rc;

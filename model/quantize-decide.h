@@ -16,7 +16,8 @@ struct fq_decision {
     struct fq_plan *plan;
     uint64_t done, total; /* bytes looked at */
     size_t layers_done, layers;
-    size_t problems;             /* tensors that cannot be quantized */
+    size_t problems;             /* matrices that cannot be quantized */
+    struct fq_error first;       /* what is wrong with the first of them */
     struct fq_plan_notes *notes; /* of what was measured, or NULL */
 };
 

@@ -10,6 +10,43 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* ---- whether it can be quantized --------------------------------------------------------- */
+
+struct scheme {
+    int bits;
+    int64_t group; /* 0: per channel */
+    struct fq_quantize_method method;
+};
+
+static int64_t group_of(const struct fq_row *row, int64_t group) {
+    return group == 0 || group > row->k ? row->k : group;
+}
+
+static bool fit_row(struct fq_row *row, int64_t n, void *context, struct fq_row_fault *fault) {
+    const struct scheme *scheme = context;
+    int64_t group = group_of(row, scheme->group);
+
+    (void)n;
+    for (int64_t column = 0; column < row->k; column += group) {
+        int64_t weights = row->k - column < group ? row->k - column : group;
+        struct fq_fit fit;
+
+        if (!fq_row_fit(row, column, weights, scheme->bits, &scheme->method, &fit, fault))
+            return false;
+    }
+    return true;
+}
+
+int fq_quantize_check(const struct fq_dense *dense, const struct fq_quantize_method *method,
+                      const struct fq_matrix *matrix, struct fq_error *err) {
+    struct scheme scheme = {.bits = matrix->bits, .group = matrix->group, .method = *method};
+
+    scheme.method.scale = FQ_SCALE_ABSMAX; /* what a search can fail on, this does as well */
+    return fq_rows(dense, NULL, method->allow_nonfinite, fit_row, &scheme, err);
+}
+
+/* ---- what it would keep ------------------------------------------------------------------- */
+
 /* Sums over a matrix, one for each of `count` questions, and Σw² after them; row by row first. */
 struct sums {
     const void *questions;
@@ -52,10 +89,6 @@ static int ask_all(const struct fq_dense *dense, bool allow_nonfinite, fq_row_bo
     free(sums.rows);
     free(totals);
     return rc;
-}
-
-static int64_t group_of(const struct fq_row *row, int64_t group) {
-    return group == 0 || group > row->k ? row->k : group;
 }
 
 static bool sum_ranges(struct fq_row *row, int64_t n, void *context, struct fq_row_fault *fault) {

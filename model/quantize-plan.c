@@ -302,6 +302,20 @@ static int check_rules(const struct fq_plan *plan, struct fq_error *err) {
     return 0;
 }
 
+/* Without a matrix there is nothing to do: because none is there, or because the rules leave none.
+ */
+static int check_count(const struct fq_plan *plan, const char *in, struct fq_error *err) {
+    if (plan->count > 0)
+        return 0;
+    for (size_t i = 0; i < plan->options->rule_count; i++)
+        if (plan->options->rules[i].kind == FQ_RULE_EXCLUDE)
+            return fq_fail(err, FQ_INVALID,
+                           "%.200s: --exclude '%.200s' leaves no matrix to quantize", in,
+                           plan->options->rules[i].pattern);
+    return fq_fail(err, FQ_INVALID,
+                   "%.200s: no linear layer with an F32, F16 or BF16 weight to quantize", in);
+}
+
 /* ---- units -------------------------------------------------------------------------------- */
 
 /* What vLLM fuses: the last components that become one layer, and the layer's name. */
@@ -398,16 +412,13 @@ int fq_plan_init(struct fq_plan *plan, const char *in, const struct fq_quantize_
                          fq_checkpoint_matrix(plan->checkpoint, i)->name);
             goto out;
         }
-    for (size_t t = 0; t < fq_checkpoint_tensor_count(plan->checkpoint); t++)
+    for (size_t t = 0; t < fq_checkpoint_tensor_count(plan->checkpoint); t++) {
+        plan->bytes += fq_checkpoint_tensor(plan->checkpoint, t)->bytes;
         if ((rc = collect_tensor(plan, fq_checkpoint_tensor(plan->checkpoint, t), err)) < 0)
             goto out;
-    if ((rc = check_rules(plan, err)) < 0)
-        goto out;
-    if (plan->count == 0) {
-        rc = fq_fail(err, FQ_INVALID,
-                     "%.200s: no linear layer with an F32, F16 or BF16 weight to quantize", in);
-        goto out;
     }
+    if ((rc = check_rules(plan, err)) < 0 || (rc = check_count(plan, in, err)) < 0)
+        goto out;
     rc = make_units(plan, err);
 out:
     if (rc < 0)
@@ -494,6 +505,23 @@ void fq_plan_drop(const struct fq_plan_matrix *matrix) {
     part.data = matrix->dense.data;
     part.bytes = matrix->bytes;
     fq_checkpoint_drop_tensor(&part);
+}
+
+/*
+ * What looking at a byte once costs beside writing it: ranges and samples are read as fast as the
+ * weights are; without them, and for zero points, every weight is rounded in both ways.
+ */
+static double look_cost(const struct fq_quantize_options *options) {
+    const bool ranges =
+        options->group == FQ_QUANTIZE_GROUP_AUTO || options->budget || options->bits_per_weight > 0;
+
+    return !ranges ? 2 : options->method.asymmetric ? 1.5 : 1;
+}
+
+void fq_plan_looked(struct fq_plan *plan, struct fq_quantize_progress *progress) {
+    progress->work_a_byte = look_cost(plan->options);
+    progress->work_after = (double)plan->bytes;
+    plan->looked = (double)progress->bytes_done * progress->work_a_byte;
 }
 
 json_t *fq_plan_choices(const struct fq_plan *plan) {

@@ -40,6 +40,8 @@ struct fq_plan {
     size_t count;
     struct fq_plan_unit *units;
     size_t unit_count;
+    uint64_t bytes; /* of all tensors */
+    double looked;  /* what deciding took, as struct fq_quantize_progress counts work */
     size_t
         unsuited; /* tensors that are layers by their names, but transposed or no F32, F16, BF16 */
 };
@@ -75,6 +77,9 @@ struct fq_plan_notes {
  * be NULL. */
 int fq_plan_decide(struct fq_plan *plan, struct fq_quantize_summary *summary,
                    struct fq_plan_notes *notes, struct fq_error *err);
+
+/* Fills in the work of a progress whose bytes are those that deciding looks at. */
+void fq_plan_looked(struct fq_plan *plan, struct fq_quantize_progress *progress);
 
 /* The choices as JSON, and back: 0, or -FQ_FORMAT where they are not of this plan. */
 json_t *fq_plan_choices(const struct fq_plan *plan);

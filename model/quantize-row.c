@@ -13,8 +13,13 @@
 #include <string.h>
 
 #define NOT_FINITE 0x7f800000u
-/* No width up to 8 bits has an fp16 scale for more than this. */
-#define MAGNITUDE_MAX (65504.0f * 127.5f)
+/* What the largest scale in fp16 reaches: without a zero point, 2^bits − 1 steps both ways. */
+#define SCALE_MAX           65504.0f
+#define MAGNITUDE_MAX(bits) (SCALE_MAX * (float)((1 << (bits)) - 1) / 2)
+/* The least scale in fp16, half of which is rounded to 0. */
+#define SCALE_LEAST 0x1p-24f
+/* The squares of smaller weights have not all their digits in float32, and none at last. */
+#define SQUARABLE_LEAST 1e-15f
 
 const struct fq_quantize_kernels *fq_quantize_kernels(void) {
 #ifdef FQ_CPU_X86
@@ -72,24 +77,39 @@ static void make_finite(struct fq_row *row) {
     }
 }
 
-/* The first weight that is infinite, NaN or far too large, if there is one. */
+/* The first weight that is infinite, NaN or too large for any width, if there is one. */
 static bool find_fault(const struct fq_row *row, struct fq_row_fault *fault) {
     for (size_t b = 0; b < row->blocks; b++) {
-        if (row->magnitudes[b] <= fq_f32_bits(MAGNITUDE_MAX))
+        if (row->magnitudes[b] <= fq_f32_bits(MAGNITUDE_MAX(8)))
             continue;
         for (size_t i = b * FQ_QUANTIZE_BLOCK;; i++) {
             uint32_t bits = fq_f32_bits(row->weights[i]) & 0x7fffffffu;
 
             if (bits != row->magnitudes[b] && bits < NOT_FINITE)
                 continue;
-            *fault = (struct fq_row_fault){
-                .column = (int64_t)(bits < NOT_FINITE ? b * FQ_QUANTIZE_BLOCK : i),
-                .kind = bits < NOT_FINITE ? FQ_ROW_SCALE_OVERFLOW : FQ_ROW_NOT_FINITE,
-                .value = row->weights[i]};
+            *fault = (struct fq_row_fault){.column = (int64_t)i,
+                                           .kind = bits < NOT_FINITE ? FQ_ROW_SCALE_OVERFLOW
+                                                                     : FQ_ROW_NOT_FINITE,
+                                           .value = row->weights[i]};
             return true;
         }
     }
     return false;
+}
+
+static double sum_of_squares(const float *weights, int64_t count) {
+    double sum = 0;
+
+    for (int64_t i = 0; i < count; i++)
+        sum += (double)weights[i] * (double)weights[i];
+    return sum;
+}
+
+/* The magnitudes of the weights, and their power. */
+static void take_stock(struct fq_row *row) {
+    row->power = row->kernels->magnitudes(row->weights, row->blocks, row->magnitudes);
+    if (fq_row_absmax(row, 0, row->k) < SQUARABLE_LEAST)
+        row->power = sum_of_squares(row->weights, row->k);
 }
 
 static bool row_load(struct fq_row *row, const struct fq_dense *dense, int64_t n,
@@ -103,12 +123,12 @@ static bool row_load(struct fq_row *row, const struct fq_dense *dense, int64_t n
         row->kernels->widen_f16(data + first * 2, k, row->weights);
     else
         row->kernels->widen_bf16(data + first * 2, k, row->weights);
-    row->power = row->kernels->magnitudes(row->weights, row->blocks, row->magnitudes);
+    take_stock(row);
     if (!find_fault(row, fault))
         return true;
     if (fault->kind == FQ_ROW_NOT_FINITE && allow_nonfinite) {
         make_finite(row);
-        row->power = row->kernels->magnitudes(row->weights, row->blocks, row->magnitudes);
+        take_stock(row);
         if (!find_fault(row, fault)) {
             *fault = (struct fq_row_fault){.kind = FQ_ROW_FINE};
             return true;
@@ -133,17 +153,16 @@ float fq_row_absmax(const struct fq_row *row, int64_t column, int64_t count) {
 
 double fq_row_error(const struct fq_row *row, int64_t column, int64_t count,
                     const struct fq_fit *fit) {
-    double power = 0;
-
     if (fit->scale != 0)
         return row->kernels->error(row->weights + column, blocks_of(count), fit->scale, fit->low,
                                    fit->high);
-    for (int64_t i = column; i < column + count; i++)
-        power += (double)row->weights[i] * (double)row->weights[i];
-    return power;
+    return sum_of_squares(row->weights + column, count);
 }
 
+/* One that fp16 would have as 0 becomes the least that it has, which leaves more of the weights. */
 static void set_scale(struct fq_fit *fit, float scale) {
+    if (scale != 0 && fabsf(scale) < SCALE_LEAST)
+        scale = copysignf(SCALE_LEAST, scale);
     fit->stored = fq_f32_to_f16(scale);
     fit->scale = fq_f16_to_f32(fit->stored);
 }
@@ -197,6 +216,15 @@ static void search(const struct fq_row *row, int64_t column, int64_t count, int 
         *fit = found;
 }
 
+/* Where in the group a weight of that magnitude stands; its first column if a range has it. */
+static int64_t find_magnitude(const struct fq_row *row, int64_t column, int64_t count,
+                              float largest) {
+    for (int64_t i = column; i < column + count; i++)
+        if (fabsf(row->weights[i]) == largest)
+            return i;
+    return column;
+}
+
 bool fq_row_fit(const struct fq_row *row, int64_t column, int64_t count, int bits,
                 const struct fq_quantize_method *method, struct fq_fit *out,
                 struct fq_row_fault *fault) {
@@ -206,18 +234,20 @@ bool fq_row_fit(const struct fq_row *row, int64_t column, int64_t count, int bit
     if (method->asymmetric) {
         row->kernels->bounds(row->weights + column, blocks_of(count), &low, &high);
         largest = -low > high ? -low : high;
-        set_scale(out, (float)(((double)high - (double)low) / levels));
+        set_scale(out,
+                  largest <= SCALE_LEAST / 2 ? 0 : (float)(((double)high - (double)low) / levels));
         if (out->scale > 0) {
             zero = nearbyintf(-low / out->scale);
             zero = zero > (float)levels ? (float)levels : zero;
         }
     } else {
         largest = fq_row_absmax(row, column, count);
-        set_scale(out, (float)(2.0 * (double)largest / levels));
+        set_scale(out, largest <= SCALE_LEAST / 2 ? 0 : (float)(2.0 * (double)largest / levels));
     }
     if ((out->stored & 0x7c00u) == 0x7c00u) {
-        *fault = (struct fq_row_fault){
-            .column = column, .kind = FQ_ROW_SCALE_OVERFLOW, .value = largest};
+        *fault = (struct fq_row_fault){.column = find_magnitude(row, column, count, largest),
+                                       .kind = FQ_ROW_SCALE_OVERFLOW,
+                                       .value = largest};
         return false;
     }
     out->low = -zero;
@@ -229,14 +259,19 @@ bool fq_row_fit(const struct fq_row *row, int64_t column, int64_t count, int bit
 
 static int report(const struct fq_row_fault *fault, struct fq_error *err) {
     if (fault->kind == FQ_ROW_NOT_FINITE)
-        return fq_fail(err, FQ_INVALID,
-                       "row %lld, column %lld is %s, only finite weights can be quantized",
-                       (long long)fault->row, (long long)fault->column,
-                       isnan(fault->value) ? "NaN" : "infinite");
-    return fq_fail(err, FQ_INVALID,
-                   "row %lld, columns from %lld: the largest magnitude is %g, whose scale exceeds "
-                   "fp16's 65504",
-                   (long long)fault->row, (long long)fault->column, fabs((double)fault->value));
+        return fq_fail(
+            err, FQ_INVALID,
+            "row %lld, column %lld is %s; finequant-quantize --allow-nonfinite takes NaN "
+            "as 0 and infinities as the row's largest",
+            (long long)fault->row, (long long)fault->column,
+            isnan(fault->value) ? "NaN" : "infinite");
+    return fq_fail(
+        err, FQ_INVALID,
+        "row %lld, column %lld has magnitude %g; a scale in fp16, %g at most, reaches %.7g "
+        "with 8 bits, %g with 4 and %g with 3",
+        (long long)fault->row, (long long)fault->column, fabs((double)fault->value),
+        (double)SCALE_MAX, (double)MAGNITUDE_MAX(8), (double)MAGNITUDE_MAX(4),
+        (double)MAGNITUDE_MAX(3));
 }
 
 int fq_rows(const struct fq_dense *dense, const struct fq_row_list *list, bool allow_nonfinite,

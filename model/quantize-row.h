@@ -12,7 +12,7 @@
 
 /* What can be wrong with a row, and where. */
 struct fq_row_fault {
-    int64_t row, column; /* column is a weight's, or a group's first */
+    int64_t row, column; /* of the weight */
     enum {
         FQ_ROW_FINE,
         FQ_ROW_NOT_FINITE,
@@ -35,7 +35,8 @@ struct fq_row {
 /* Scale and range of codes of one group: w ≈ q·scale with low ≤ q ≤ high, whole numbers. */
 struct fq_fit {
     uint16_t stored; /* the scale in fp16 */
-    float scale;     /* the same in float32; 0 where all weights are, or are too small for fp16 */
+    float scale;     /* the same in float32; 0 where all weights are, or are at most half of what
+                        fp16 has for its least: those have the code of 0 anyway */
     float low, high; /* −zero point, and 2^bits − 1 more */
 };
 

@@ -98,7 +98,7 @@ static double relative(const double *sums, int64_t n) {
         difference += sums[2 * row];
         norm += sums[2 * row + 1];
     }
-    return norm > 0 ? sqrt(difference / norm) : 0;
+    return norm == 0 ? 0 : sqrt(difference / norm);
 }
 
 int fq_quantize(const struct fq_dense *dense, const struct fq_quantize_method *method,

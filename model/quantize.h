@@ -34,15 +34,16 @@ struct fq_quantize_method {
 /*
  * Quantizes into canonical form.  *matrix has bits and group set (group 0: per channel); the rest
  * is filled in.  *storage, to be freed by the caller, holds codes, scales and zero points.
- * *error, unless NULL, gets ‖W − dequantized‖ / ‖W‖; 0 for an all-zero W.
- * Errors: -FQ_INVALID (bits, group, sizes; a NaN or infinity, with its row and column),
- * -FQ_NO_MEMORY.
+ * *error, unless NULL, gets ‖W − dequantized‖ / ‖W‖; 0 for an all-zero W, 1 where all of a W that
+ * is not is too small for fp16 scales (2^−25 and less) and becomes 0. Errors: -FQ_INVALID (bits,
+ * group, sizes; a NaN, an infinity or a weight too large for an fp16 scale, with its row and
+ * column), -FQ_NO_MEMORY.
  */
 int fq_quantize(const struct fq_dense *dense, const struct fq_quantize_method *method,
                 struct fq_matrix *matrix, void **storage, double *error, struct fq_error *err);
 
-/* ‖W − dequantized‖ / ‖W‖ of any matrix of W's shape, in float64; NaN without memory for a row a
- * thread. */
+/* ‖W − dequantized‖ / ‖W‖ of any matrix of W's shape, in float64; NaN where W holds a NaN or an
+ * infinity, or without memory for a row a thread. */
 double fq_quantize_error(const struct fq_dense *dense, const struct fq_matrix *matrix);
 
 /*
@@ -55,6 +56,11 @@ double fq_quantize_error(const struct fq_dense *dense, const struct fq_matrix *m
  */
 int fq_quantize_crest(const struct fq_dense *dense, bool allow_nonfinite, const int64_t *groups,
                       size_t count, double *crest, struct fq_error *err);
+
+/* Whether fq_quantize could: 0, or its errors, in one pass that rounds nothing.  *matrix as there,
+ * left as it is. */
+int fq_quantize_check(const struct fq_dense *dense, const struct fq_quantize_method *method,
+                      const struct fq_matrix *matrix, struct fq_error *err);
 
 /* One way to quantize a matrix, and what it would leave. */
 struct fq_quantize_trial {

@@ -65,24 +65,41 @@ static int by_name_and_file(const void *left, const void *right) {
     return order ? order : strcmp(a->file, b->file);
 }
 
-/* Every tensor that the index names is in the file that it names. */
-static int check_index(const struct fq_shards *shards, const json_t *index, struct fq_error *err) {
+/* All files' tensors in one sorted table, which is the caller's to free; NULL without memory. */
+static const struct fq_checkpoint_tensor **list_tensors(const struct fq_shards *shards,
+                                                        size_t *total) {
     const struct fq_checkpoint_tensor **all;
-    const char *name;
-    json_t *shard;
-    size_t total = 0, next = 0;
-    int rc = 0;
+    size_t next = 0;
 
+    *total = 0;
     for (size_t i = 0; i < shards->count; i++)
-        total += shards->files[i]->count;
-    all = calloc(total + 1, sizeof *all);
+        *total += shards->files[i]->count;
+    all = calloc(*total + 1, sizeof *all);
     if (!all)
-        return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu tensors", total);
+        return NULL;
     for (size_t i = 0; i < shards->count; i++)
         for (size_t t = 0; t < shards->files[i]->count; t++)
             all[next++] = &shards->files[i]->tensors[t];
-    qsort(all, total, sizeof *all, by_name_and_file);
-    json_object_foreach(json_object_get(index, "weight_map"), name, shard) {
+    qsort(all, *total, sizeof *all, by_name_and_file);
+    return all;
+}
+
+/*
+ * Every tensor that the index names is in the file that it names, and no file has one that the
+ * index does not name: the files are of one download, and all of it.  One that is in several files
+ * is found where tables are merged.
+ */
+static int check_index(const struct fq_shards *shards, const json_t *index, struct fq_error *err) {
+    json_t *map = json_object_get(index, "weight_map"), *shard;
+    const struct fq_checkpoint_tensor **all;
+    const char *name;
+    size_t total;
+    int rc = 0;
+
+    all = list_tensors(shards, &total);
+    if (!all)
+        return fq_fail(err, FQ_NO_MEMORY, "no memory for %zu tensors", total);
+    json_object_foreach(map, name, shard) {
         const struct fq_checkpoint_tensor named = {.name = name, .file = json_string_value(shard)};
         const struct fq_checkpoint_tensor *key = &named;
 
@@ -92,6 +109,10 @@ static int check_index(const struct fq_shards *shards, const json_t *index, stru
                      named.file);
         break;
     }
+    for (size_t i = 0; i < total && rc == 0; i++)
+        if (!json_object_get(map, all[i]->name))
+            rc = fq_fail(err, FQ_FORMAT, "%s: tensor '%.200s' is not in " FQ_INDEX_FILE,
+                         all[i]->file, all[i]->name);
     free(all);
     return rc;
 }

@@ -313,6 +313,8 @@ static void refuses_traps_in_the_index(void **state) {
          "duplicate"},
         {"{\"weight_map\":{\"a\":\"s1.safetensors\",\"c\":\"s2.safetensors\"}}", FQ_FORMAT,
          "tensor 'a' is in both s"},
+        {"{\"weight_map\":{\"c\":\"s2.safetensors\"}}", FQ_FORMAT,
+         "s2.safetensors: tensor 'a' is not in model.safetensors.index.json"},
         {"{\"weight_map\":[]}", FQ_FORMAT, "weight_map is missing"},
         {"[]", FQ_FORMAT, "not a JSON object"},
     };

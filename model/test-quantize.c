@@ -110,7 +110,9 @@ static void names_the_first_weight_that_is_not_finite(void **state) {
     } cases[] = {{0x7fc00000, "row 2, column 17 is NaN"},
                  {0x7f800000, "row 2, column 17 is infinite"},
                  {0xff800000, "row 2, column 17 is infinite"},
-                 {0x7f000000, "row 2, columns from 16: the largest magnitude"}};
+                 {0x7f000000,
+                  "row 2, column 17 has magnitude 1.70141e+38; a scale in fp16, 65504 "
+                  "at most, reaches 8351760 with 8 bits, 491280 with 4 and 229264 with 3"}};
 
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -124,6 +126,74 @@ static void names_the_first_weight_that_is_not_finite(void **state) {
         assert_int_equal(fq_quantize(&dense, &absmax, &matrix, &storage, NULL, &err), -FQ_INVALID);
         if (!strstr(err.message, cases[i].words))
             fail_msg("%s", err.message);
+    }
+}
+
+/* A group that no width or only a wider one has a scale for; the check finds what rounding does. */
+static void names_a_weight_too_large_for_its_width(void **state) {
+    static const struct {
+        int bits;
+        float most;
+    } widths[] = {{8, 8351760.0f}, {4, 491280.0f}, {3, 229264.0f}};
+
+    (void)state;
+    for (int i = 0; i < 3 * 2 * 2 * 2; i++) {
+        const bool over = i & 1;
+        float weights[3 * 32] = {0};
+        struct fq_dense dense = {.n = 3, .k = 32, .type = FQ_F32, .data = weights};
+        struct fq_matrix matrix = {.bits = widths[i / 8].bits, .group = 16};
+        struct fq_quantize_method method = {.scale = i & 2 ? FQ_SCALE_MSE : FQ_SCALE_ABSMAX,
+                                            .asymmetric = i & 4};
+        struct fq_error err;
+        void *storage = NULL;
+        double left;
+        int rc;
+
+        weights[32 + 20] = -widths[i / 8].most * (over ? 1.01f : 1);
+        weights[32 + 21] = -weights[32 + 20];
+        rc = fq_quantize(&dense, &method, &matrix, &storage, &left, &err);
+        assert_int_equal(rc, over ? -FQ_INVALID : 0);
+        assert_int_equal(fq_quantize_check(&dense, &method, &matrix, &err), rc);
+        if (over && !strstr(err.message, "row 1, column 20 has magnitude"))
+            fail_msg("%s", err.message);
+        assert_true(over || left < 0.2);
+        free(storage);
+    }
+}
+
+/* Scales in fp16 end at 2^-24: what they tell from 0 is kept, and all that is lost is counted. */
+static void tiny_weights_keep_what_a_scale_can_tell(void **state) {
+    static const struct {
+        float magnitude;
+        double least, most; /* of the error */
+    } cases[] = {{1e-6f, 0, 0.2},          {1e-7f, 0.05, 0.25},    {0x1.8p-25f, 0.2, 0.5},
+                 {0x1p-25f, 0.999, 1.001}, {1e-15f, 0.999, 1.001}, {1e-30f, 0.999, 1.001},
+                 {1e-42f, 0.999, 1.001}};
+    static const int bits[] = {8, 4, 3};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases * 3 * 4; i++) {
+        const float magnitude = cases[i / 12].magnitude;
+        float weights[64];
+        struct fq_dense dense = {.n = 2, .k = 32, .type = FQ_F32, .data = weights};
+        struct fq_matrix matrix = {.bits = bits[i / 4 % 3], .group = 16};
+        struct fq_quantize_method method = {.scale = i & 1 ? FQ_SCALE_MSE : FQ_SCALE_ABSMAX,
+                                            .asymmetric = i & 2};
+        struct fq_quantize_trial trial = {
+            .bits = matrix.bits, .group = 16, .asymmetric = method.asymmetric};
+        struct fq_error err;
+        void *storage;
+        double left;
+
+        for (int w = 0; w < 64; w++)
+            weights[w] = magnitude * (w % 2 ? -1 : 1) * (w % 16 == 0 || w % 3 ? 1 : 0.96875f);
+        assert_int_equal(fq_quantize(&dense, &method, &matrix, &storage, &left, &err), 0);
+        if (left < cases[i / 12].least || left > cases[i / 12].most)
+            fail_msg("%g with %d bits: %g", (double)magnitude, matrix.bits, left);
+        assert_true(fabs(fq_quantize_error(&dense, &matrix) - left) < 1e-6);
+        assert_int_equal(fq_quantize_measure(&dense, &method, &trial, 1, &err), 0);
+        assert_true(fabs(trial.error - left) < 1e-6);
+        free(storage);
     }
 }
 
@@ -246,6 +316,8 @@ int main(void) {
         cmocka_unit_test(matches_a_float64_loop),
         cmocka_unit_test(int4_scale_is_absmax_over_7_5),
         cmocka_unit_test(names_the_first_weight_that_is_not_finite),
+        cmocka_unit_test(names_a_weight_too_large_for_its_width),
+        cmocka_unit_test(tiny_weights_keep_what_a_scale_can_tell),
         cmocka_unit_test(zero_weights_have_no_error),
         cmocka_unit_test(error_is_the_relative_frobenius_norm),
         cmocka_unit_test(estimates_are_near_what_is_measured),

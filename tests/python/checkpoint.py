@@ -47,6 +47,19 @@ def write_checkpoint(directory, tensors, **config):
         json.dump({"model_type": "test"} | config, file)
 
 
+def shard(source, directory):
+    """The checkpoint again with a file for each tensor, and an index."""
+    tensors = read_checkpoint(source)
+    os.mkdir(directory)
+    files = {name: f"model-{i + 1:05}-of-{len(tensors):05}.safetensors"
+             for i, name in enumerate(sorted(tensors))}
+    for name, file in files.items():
+        write_safetensors(os.path.join(directory, file), {name: tensors[name]})
+    with open(os.path.join(directory, "model.safetensors.index.json"), "w") as file:
+        json.dump({"weight_map": files}, file)
+    return directory
+
+
 def read_checkpoint(path):
     index = os.path.join(path, "model.safetensors.index.json")
     if not os.path.exists(index):

@@ -103,6 +103,9 @@ def index_cases():
     yield case("no object", b"[]", ("not a JSON object",))
     yield case("bad shard", {"a.weight": "s1.safetensors"}, ("s1.safetensors: 3 bytes, too short",),
                s1_safetensors=b"abc")
+    yield case("tensor of a shard that the index does not name", {"a.weight": "s1.safetensors"},
+               ("s1.safetensors: tensor 'x.weight' is not in",), s1_safetensors=formats.safetensors(
+                   {"a.weight": np.ones((2, 2), np.float32), "x.weight": np.ones(1, np.float32)}))
     name, files, status, _ = case("both shards have it", {"a.weight": "s1.safetensors",
                                                           "b.weight": "s2.safetensors"}, ())
     files["s2.safetensors"] = formats.safetensors(

@@ -92,6 +92,55 @@ def explained(*arguments):
     return found
 
 
+def tables(said):
+    """{first name: rows of a table of --explain, each a list of words}."""
+    found, at = {}, None
+    for line in said.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            at = found.setdefault(line[:-1].split(", ")[0], [])
+        elif at is not None and line.startswith("  ") and re.search(r"\d$|%$|-$", line):
+            at.append(line.split())
+    return found
+
+
+def check_steps_table(plan, tensors):
+    """Each row against alpha's: gain a halving, what that is worth, what its scales cost."""
+    assert plan.count("row is compared with alpha's") == 1
+    for name, rows in tables(plan).items():
+        array = tensors[name + ".weight"]
+        marked = {row[0]: row[1:] for row in rows if row[0] in ("*", "->")}
+        walked = marked.get("*", marked["->"])
+        for row in (row[1:] if row[0] in marked else row for row in rows):
+            if row == walked:
+                assert len(row) in (3, 4) and "%" not in row[-1], row
+                continue
+            pair = [array.shape[1] if r[0] == "channel" else int(r[0]) for r in (row, walked)]
+            coarse, fine = max(pair), min(pair)
+            errors = [expected_error(array, g, 4) for g in (coarse, fine)]
+            gain = 1 - (errors[1] / errors[0]) ** (1 / math.log2(coarse / fine))
+            assert abs(float(row[3][:-1]) / 100 - gain) < 6e-4, (name, row, gain)
+            assert abs(float(row[4]) - math.log2(errors[0] / errors[1])) < 2e-4, (name, row)
+            assert abs(float(row[5]) - (16 / fine - 16 / coarse)) < 1e-4, (name, row)
+
+
+def check_options_table(source):
+    """Each row against the chosen one: bytes and error more or less."""
+    plan = run(source, source + "-none", "--dry-run", "--explain", "--quiet", "-w", "4.6").stdout
+    assert plan.count("'to chosen' is what") == 1
+    found = tables(plan)
+    assert len(found) == 10
+    for name, rows in found.items():
+        chosen, = (row[1:] for row in rows if row[0] == "->")
+        assert chosen[4] == chosen[6] == "-" and len(rows) > 10, rows
+        for row in rows:
+            if row[0] == "->":
+                continue
+            for value, more in ((3, 4), (5, 6)):
+                wanted = 100 * (float(row[value]) / float(chosen[value]) - 1)
+                assert row[more][0] in "+-" and row[more][-1] == "%"
+                assert abs(float(row[more][:-1]) - wanted) < 0.06 + abs(wanted) * 0.02, (name, row)
+
+
 def check_auto(work, random):
     tensors = {
         "plain.weight": random.normal(0, 1, (24, 512)),
@@ -127,6 +176,7 @@ def check_auto(work, random):
         assert name[:-len(".weight")] in plan
         for group in candidates(array.shape[1], 16):
             assert f"{expected_error(array, group, 4):.4f}" in plan, (name, group)
+    check_steps_table(plan, tensors)
     assert not os.path.exists(os.path.join(work, "none"))
 
 
@@ -276,6 +326,10 @@ def check_budget(work, random):
         wanted = ",".join(map(str, sorted(widths, reverse=True)))
         report = quantize(source, out, "--bits", wanted, "--bits-per-weight", str(width))
         assert {m[0] for m in matrices_of(out).values()} == widths == set(report["bits"]), widths
+    check_options_table(source)
+    for budget in (("--budget", "20K"), ("--bits-per-weight", "4")):  # all is fixed beyond it
+        check_same_refusal(source, os.path.join(work, "fixed"), "--override leaves too little", *budget,
+                           "--override", "*=8,channel")
     small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
     assert small.returncode == 3 and "at least" in small.stderr, small
     assert not os.path.exists(os.path.join(work, "small"))
@@ -404,7 +458,79 @@ def check_rules(work, random):
     assert plan.stderr.count("\n") == len(report["matrices"])
 
 
-# ---- NaN and infinities --------------------------------------------------------------------------
+# ---- NaN, infinities, and what a scale in fp16 does not reach ------------------------------------
+
+
+def check_same_refusal(source, out, words, *arguments):
+    """One line, from a dry run the same as from the run that it stands for, and nothing made."""
+    said = []
+    for extra in ((), ("--dry-run",), ("--dry-run", "--json")):
+        refused = run(source, out, "--quiet", *arguments, *extra)
+        assert refused.returncode == 3 and not refused.stdout, (arguments, extra, refused)
+        assert refused.stderr.count("\n") == 1 and words in refused.stderr, (arguments, refused)
+        assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+        said.append(refused.stderr)
+    assert len(set(said)) == 1, said
+
+
+def check_plan_without_errors(work, random):
+    """What nobody measured is null, and no 0."""
+    source, out = os.path.join(work, "plain-in"), os.path.join(work, "plain-out")
+    write_checkpoint(source, {"l.weight": random.normal(0, 1, (8, 64)).astype(np.float32)})
+    plan = quantize(source, out, "--dry-run", "--group", "64")
+    assert plan["error"] is None and [m["error"] for m in plan["matrices"]] == [None], plan
+    plan = quantize(source, out, "--dry-run")
+    assert plan["error"] is None and 0.05 < plan["matrices"][0]["error"] < 0.2, plan
+    done = quantize(source, out, "--group", "64")
+    assert 0.05 < done["error"] == done["matrices"][0]["error"] < 0.2, done
+    tight = quantize(source, out + "-tight", "--dry-run", "--bits-per-weight", "3.6")
+    assert tight["error"] is None and (tight["budget"]["uniform_error"] is None) == (
+        tight["budget"]["uniform_bits"] == 0), tight
+
+
+def check_extremes(work, random):
+    """Weights beyond any fp16 scale are refused by name, value and limit; under all of them they
+    become 0, and the report says so."""
+    limits = {"8": 8351760, "4": 491280, "3": 229264}
+    schemes = [("--bits", bits, "--scale", rule, *zeros) for bits in limits
+               for rule in ("absmax", "mse") for zeros in ((), ("--asymmetric",))]
+    for number, value in enumerate((3e38, 9e6)):
+        weights = random.normal(0, 1, (8, 192)).astype(np.float32)
+        weights[3, 7] = -value
+        source = os.path.join(work, f"huge-{number}")
+        write_checkpoint(source, {"a.weight": weights[:2].copy(), "b.weight": weights})
+        for scheme in schemes + [("--bits-per-weight", "6")]:
+            for group in ("auto", "channel", "64"):
+                check_same_refusal(source, source + "-out", f"'b.weight': row 3, column 7 has magnitude "
+                                   f"{value:g}; a scale in fp16, 65504 at most, reaches 8351760 with "
+                                   f"8 bits, 491280 with 4 and 229264 with 3", *scheme, "--group", group)
+    for number, scheme in enumerate(schemes):
+        limit = limits[scheme[1]]
+        for factor in (0.99, 1.01):
+            weights = random.normal(0, 1, (8, 192)).astype(np.float32)
+            weights[3, 7], weights[3, 8] = limit * factor, -limit * factor
+            source = os.path.join(work, f"limit-{number}-{factor}")
+            write_checkpoint(source, {"a.weight": weights})
+            if factor > 1:
+                check_same_refusal(source, source + "-out", "row 3, column 7 has magnitude", *scheme)
+            else:
+                assert quantize(source, source + "-out", *scheme)["error"] < 0.2
+
+    tensors = {"gone.weight": random.normal(0, 1e-30, (8, 192)).astype(np.float32),
+               "small.weight": random.normal(0, 1e-7, (8, 192)).astype(np.float32),
+               "plain.weight": random.normal(0, 1, (8, 192)).astype(np.float32)}
+    source = os.path.join(work, "tiny-in")
+    write_checkpoint(source, tensors)
+    for number, scheme in enumerate(schemes):
+        out = os.path.join(work, f"tiny-{number}")
+        report = quantize(source, out, *scheme)
+        found, errors = matrices_of(out), {m["name"]: m["error"] for m in report["matrices"]}
+        assert not found["gone"][3].any() and abs(errors["gone"] - 1) < 1e-6, errors
+        assert 0.1 < errors["small"] < 0.35, (scheme, errors)
+        assert abs(relative(tensors["small.weight"], found["small"][3]) - errors["small"]) < 1e-6
+    told = run(source, os.path.join(work, "tiny-told"))
+    assert "1 layers keep an error of 0.5 or more" in told.stdout, told
+
 
 
 def check_nonfinite(work, random):
@@ -420,22 +546,29 @@ def check_nonfinite(work, random):
     assert len(lines) == 3 and "'l.1.weight': row 2, column 5 is NaN" in lines[0], lines
     assert "'l.3.weight': row 1, column 1 is infinite" in lines[1], lines
     assert not os.path.exists(out) and not os.path.exists(out + ".partial")
-    assert run(source, out, "--group", "64", "--quiet").returncode == 3
-    assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+    check_same_refusal(source, out, "'l.1.weight': row 2, column 5 is NaN; finequant-quantize "
+                       "--allow-nonfinite", "--group", "64")
     quantize(source, out, "--allow-nonfinite", "--bits", "8")
     found = matrices_of(out)
     assert found["l.1"][3][2, 5] == 0
     largest = np.abs(tensors["l.3.weight"][1][np.isfinite(tensors["l.3.weight"][1])]).max()
     assert abs(found["l.3"][3][1, 1] + largest) < 0.02 * largest
 
+    del tensors["l.3.weight"]  # the only one is no list of one
+    source, out = os.path.join(work, "nan-one-in"), os.path.join(work, "nan-one-out")
+    write_checkpoint(source, tensors)
+    for arguments in ((), ("--group", "64"), ("--asymmetric", "--group", "64"),
+                      ("--bits-per-weight", "5")):
+        check_same_refusal(source, out, "'l.1.weight': row 2, column 5 is NaN", *arguments)
+
     tensors = {"l.0.weight": random.normal(0, 1, (8, 64)).astype(np.float32),
                "l.0.mask": np.full(4, -np.inf, np.float32),  # means what it says
                "norm.weight": np.array([1, 1, np.nan], np.float32)}
     source, out = os.path.join(work, "nan-norm-in"), os.path.join(work, "nan-norm-out")
     write_checkpoint(source, tensors)
-    refused = run(source, out, "--quiet")
-    assert refused.returncode == 3 and "'norm.weight': element 2 is NaN" in refused.stderr, refused
-    assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+    for arguments in ((), ("--group", "64"), ("--bits-per-weight", "5")):
+        check_same_refusal(source, out, "'norm.weight': element 2 is NaN", *arguments)
+    assert run(source, out, "--quiet", "--dry-run", "--allow-nonfinite").returncode == 0
     quantize(source, out, "--allow-nonfinite")
     assert np.isnan(read_checkpoint(out)["norm.weight"][2])
 
@@ -443,12 +576,10 @@ def check_nonfinite(work, random):
 # ---- progress ------------------------------------------------------------------------------------
 
 
-def check_bar(work):
-    """On a terminal a bar with the rate and the time left, else a line a layer (check_rules)."""
+def on_terminal(*command):
+    """The exit status, and what was said on a terminal as standard error."""
     controller, terminal = pty.openpty()
-    out = os.path.join(work, "bar")
-    process = subprocess.Popen([PROGRAM, os.path.join(work, "budget-in"), out], stderr=terminal,
-                               stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=terminal, stdout=subprocess.DEVNULL)
     os.close(terminal)
     said = b""
     while True:
@@ -457,11 +588,56 @@ def check_bar(work):
         except OSError:  # EIO: the other end is closed
             break
     os.close(controller)
-    assert process.wait() == 0
-    steps = said.decode().split("\r")
+    return process.wait(), said.decode()
+
+
+def check_bar(work):
+    """On a terminal a bar with the rate and the time left, of all that is to be done, looking and
+    writing; else a line a layer (check_rules)."""
+    source = os.path.join(work, "budget-in")
+    status, said = on_terminal(PROGRAM, source, os.path.join(work, "bar"))
+    assert status == 0 and "\n" not in said, said
+    steps = said.split("\r")
     assert any(re.search(r"looking \[#*\.*\] +\d+%.* [\d.]+ GB/s, \d+:\d\d left", s) for s in steps)
     assert any(re.search(r"writing \[#{30}\] 100%, 10 of 10 layers", s) for s in steps), steps[-3:]
-    assert "\n" not in said.decode()
+    for extra, last in (((), "writing"), (("--dry-run",), "checking"),
+                        (("--group", "64", "--dry-run"), "checking"),
+                        (("--bits-per-weight", "5"), "writing")):
+        status, said = on_terminal(PROGRAM, source, os.path.join(work, f"bar{len(extra)}-{last}"), *extra)
+        seen = [(m[1], int(m[2])) for m in re.finditer(r"K(\w+) \[[#.]+\] +(\d+)%", said)]
+        parts = {word: [part for seen_word, part in seen if seen_word == word] for word, _ in seen}
+        assert status == 0 and [part for _, part in seen] == sorted(part for _, part in seen), seen
+        assert list(parts)[-1] == last and parts[last][-1] == 100, seen
+        if "--group" not in extra:  # the first phase ends where the second goes on
+            assert 30 < parts["looking"][-1] < 70, parts
+            assert parts["looking"][-1] <= parts[last][0] < 100, parts
+
+
+def check_errors_on_terminal(work, random):
+    """An error has a line of its own there, whatever bar was on it."""
+    tensors = {f"l.{i}.weight": random.normal(0, 1, (8, 64)).astype(np.float32) for i in range(3)}
+    tensors["l.2.weight"][1, 1] = np.nan
+    source = os.path.join(work, "terminal-in")
+    write_checkpoint(source, tensors)
+    for extra in ((), ("--group", "64"), ("--dry-run",)):
+        status, said = on_terminal(PROGRAM, source, source + "-out", *extra)
+        assert status == 3 and said.count("\n") == 1, said
+        assert re.search(r"left\r\x1b\[Kfinequant-quantize: [^\r]*NaN[^\r]*\r\n$", said), said
+
+    packed, scale = np.zeros((8, 8), np.int32), np.ones((8, 1), np.float16)
+    quantized = {}
+    for name in ("a", "b"):
+        quantized |= {f"{name}.weight_packed": packed, f"{name}.weight_scale": scale.copy(),
+                      f"{name}.weight_shape": np.array([8, 64])}
+    quantized["b.weight_scale"][2, 0] = np.inf
+    source = os.path.join(work, "terminal-packed")
+    write_checkpoint(source, quantized, quantization_config={
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {
+            "g": {"targets": ["Linear"], "weights": {
+                "num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}}}})
+    status, said = on_terminal(PROGRAM, "convert", source, source + "-out")
+    assert status == 14 and said.count("\n") == 1, said
+    assert re.search(r"symmetric\r\x1b\[Kfinequant-quantize: [^\r]*not finite\r\n$", said), said
 
 
 # ---- inspect -------------------------------------------------------------------------------------
@@ -494,6 +670,11 @@ def check_inspect(work):
     wrong = run("inspect", out, "--against", os.path.join(work, "nan-in"))
     assert wrong.returncode == 3 and wrong.stderr.count("\n") == 1, wrong
     assert run("inspect", source).returncode == 3  # nothing quantized there
+    faulty = os.path.join(work, "nan-one-in")
+    quantize(faulty, faulty + "-taken", "--allow-nonfinite")
+    told = run("inspect", faulty + "-taken", "--against", faulty)  # no error of 0
+    assert told.returncode == 3 and "the weights of 'l.1' are not all finite" in told.stderr, told
+    assert told.stderr.count("\n") == 1 and not told.stdout
 
 
 def main():
@@ -506,7 +687,10 @@ def main():
         check_large(work, np.random.default_rng(6))
         check_rules(work, random)
         check_nonfinite(work, random)
+        check_plan_without_errors(work, random)
+        check_extremes(work, random)
         check_bar(work)
+        check_errors_on_terminal(work, random)
         check_inspect(work)
 
 

@@ -9,8 +9,10 @@ import tempfile
 
 import numpy as np
 
+import formats
 from checkpoint import (PROGRAM, codes_of, dequantize, quantize, read_checkpoint,
-                        read_quantization, relative, scheme_of, unpack, write_checkpoint)
+                        read_quantization, relative, scheme_of, shard, unpack,
+                        write_checkpoint)
 
 
 def absmax(weights, bits, group):
@@ -130,17 +132,72 @@ def check_refusals(source, work):
               ("--bits", "", "--budget", "1G"): 2, ("--alpha", "0.1", "--budget", "1G"): 2,
               ("--alpha", "0", "--bits-per-weight", "4"): 2, ("--alpha", "0.1", "--group", "64"): 2,
               ("--budget", "1G", "--bits-per-weight", "4"): 2,
-              ("extra",): 2, (): 9}
+              ("extra",): 2, ("--bits",): 2, ("-b",): 2, ("-Z",): 2, ("--json=1",): 2, ("--m=4",): 2,
+              (): 9}
     for arguments, expected in status.items():
         run = subprocess.run([PROGRAM, source, work, *arguments], capture_output=True, text=True)
         assert run.returncode == expected, (arguments, run)
-        assert run.stderr.splitlines()[-1].startswith("finequant-quantize: "), run
+        assert run.stderr.startswith("finequant-quantize: ") and run.stderr.count("\n") == 1, run
         if arguments[0:1] in (("--alpha",), ("--minimize",)) and len(arguments) == 4:
             assert all(name in run.stderr for name in arguments[::2]), run  # both are named
+    for command, option, words in (("convert", "--bits=4", "see finequant-quantize convert --help"),
+                                   ("inspect", "--against", "'--against' needs an argument"),
+                                   ("inspect", "--json=1", "'--json=1' takes no argument"),
+                                   ("inspect", "-jZ", "'-Z' is unknown or ambiguous")):
+        run = subprocess.run([PROGRAM, command, source, option], capture_output=True, text=True)
+        assert run.returncode == 2 and words in run.stderr and run.stderr.count("\n") == 1, run
+    everything = quantize(source, os.path.join(work, "x"), "--exclude", "*", check=False)
+    assert everything.returncode == 3 and "--exclude '*' leaves no matrix" in everything.stderr
     run = subprocess.run([PROGRAM, os.path.join(work, "none"), os.path.join(work, "x")],
                          capture_output=True)
     assert run.returncode == 8, run
     assert not os.path.exists(os.path.join(work, "x"))
+
+
+def check_compare_copy(work, sharded):
+    """All files of a sharded input, and nothing of the copy stays."""
+    files = [os.path.join(sharded, name) for name in os.listdir(sharded)
+             if name.endswith(".safetensors")]
+    assert len(files) > 2
+    out = os.path.join(work, "copied")
+    for extra, stream in ((["--json"], "stderr"), ([], "stdout")):
+        done = subprocess.run([PROGRAM, sharded, f"{out}{len(extra)}", "--quiet", "--compare-copy",
+                               *extra], capture_output=True, text=True)
+        size = sum(os.path.getsize(name) for name in files)
+        assert done.returncode == 0, done
+        assert f"a plain copy of {size} bytes of {len(files)} files: " in getattr(done, stream), done
+    assert not [name for name in os.listdir(out + "0") if name.startswith("copy")]
+    single = os.path.join(work, "dense.gguf")
+    with open(single, "wb") as file:
+        file.write(formats.gguf({}, {"a.weight": ("F32", [4, 64], bytes(range(64)) * 16)}))
+    done = subprocess.run([PROGRAM, single, out + "2", "--quiet", "--compare-copy"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert f"a plain copy of {os.path.getsize(single)} bytes of 1 files: " in done.stdout, done
+
+
+def check_places(source, work):
+    """Where the output cannot go: one line, in a dry run as well, and nothing made."""
+    inside = os.path.join(work, "inside")
+    os.symlink(source, inside)
+    places = {"": (2, "argument 2 of IN OUT is empty"), source: (9, "must be a new directory"),
+              os.path.join(source, "out"): (3, "is within the input"),
+              os.path.join(inside, "out"): (3, "is within the input"),
+              os.path.join(work, "none", "out"): (8, "the directory it goes into"),
+              os.path.join(source, "config.json", "out"): (15, "the directory it goes into")}
+    if os.geteuid() != 0:  # whom nothing stops
+        os.mkdir(os.path.join(work, "read-only"), 0o555)
+        places[os.path.join(work, "read-only", "out")] = (7, "Permission denied")
+    before = sorted(os.listdir(source)), sorted(os.listdir(work))
+    for place, (status, words) in places.items():
+        for extra in ([], ["--dry-run"]):
+            refused = quantize(source, place, *extra, check=False)
+            assert refused.returncode == status and not refused.stdout, (place, refused)
+            assert refused.stderr.count("\n") == 1 and words in refused.stderr, (place, refused)
+            assert place in refused.stderr
+    refused = quantize("", os.path.join(work, "x"), check=False)
+    assert refused.returncode == 2 and "argument 1 of IN OUT is empty" in refused.stderr, refused
+    assert before == (sorted(os.listdir(source)), sorted(os.listdir(work)))
 
 
 def main():
@@ -165,6 +222,8 @@ def main():
         check_mse(source, work)
         check_asymmetric(work, random)
         check_refusals(source, work)
+        check_places(source, work)
+        check_compare_copy(work, shard(source, os.path.join(work, "sharded")))
         assert not [name for name in os.listdir(work) if "partial" in name]
 
 
