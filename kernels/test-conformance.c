@@ -154,23 +154,28 @@ static void stays_within_the_bounds_of_float64(void **context) {
 
 /* Sizes beyond every tile, pass and panel of the implementations. */
 static void stays_within_the_bounds_on_larger_matrices(void **context) {
-    /* the last two give all multiprocessors of a GPU something to do, in its two wide forms */
-    static const int64_t sizes[][3] = {
-        {513, 1500, 20}, {77, 1111, 500}, {8464, 520, 190}, {8464, 520, 250}};
+    static const struct {
+        int64_t n, k, m;
+        int bits;
+        bool on_device; /* gives all multiprocessors of a GPU something to do, in its wide forms */
+    } sizes[] = {{513, 1500, 20, 8, false}, {513, 1500, 20, 4, false}, {513, 1500, 20, 3, false},
+                 {77, 1111, 500, 8, false}, {77, 1111, 500, 4, false}, {77, 1111, 500, 3, false},
+                 {8464, 520, 190, 4, true}, {8464, 520, 250, 8, true}, {8464, 520, 190, 3, true}};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
-    const size_t count = COUNT(sizes) - (info.device_memory ? 0 : 2);
 
-    for (size_t i = 0; i < COUNT(all_bits) * count; i++) {
-        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        struct shape shape = {.bits = sizes[i].bits,
                               .scale_type = scale_types[i % 2],
                               .group = i % 2 ? 64 : 128,
                               .zeros = i % 2};
 
+        if (sizes[i].on_device && !info.device_memory)
+            continue;
         draw(&shape, &info);
-        shape.n = sizes[i / COUNT(all_bits)][0];
-        shape.k = sizes[i / COUNT(all_bits)][1];
-        shape.m = sizes[i / COUNT(all_bits)][2];
+        shape.n = sizes[i].n;
+        shape.k = sizes[i].k;
+        shape.m = sizes[i].m;
         shape.group = i % 2 ? 64 : 128;
         shape.gate_group = shape.gate_group ? 192 - shape.group : 0;
         shape.row_pointers = false;
