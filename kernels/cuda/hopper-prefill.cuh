@@ -459,7 +459,8 @@ template <class S, class T> class prefiller {
                 float v[8], gate[8];
 
                 load_sums(v, (gated ? out + S::OUT : buffer) + at);
-                load_sums(gate, out + at);
+                if (gated)
+                    load_sums(gate, out + at);
                 if (m < launch.m && n < launch.w.n)
                     store_run<T, 8, false>(
                         launch, v, gate, static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
