@@ -37,7 +37,6 @@ EQUAL = {"auto": lambda bits: ("--bits", str(bits)),
          "any_width": lambda bits: ()}
 
 
-
 def interpolated(uniform, size):
     """What uniform groups would have in so many bytes, between the two (bytes, value, ...) around them."""
     for below, above in zip(uniform, uniform[1:]):
@@ -283,8 +282,9 @@ def run_outliers(options):
                             ("bits", "uniform_group", "uniform_bytes", "uniform_error",
                              *(f"{what}_{way}" for way in EQUAL for what in ("bytes", "error"))))
         names = {f"layers.{i // 6}.part{i % 6}" for i in SPOILT}
-        quantize = Quantizer(options.build, os.path.join(work, "spoilt"), work)
-        intact = Quantizer(options.build, os.path.join(work, "clean"), os.path.join(work, "clean"))
+        quantize, intact = (Quantizer(options.build, os.path.join(work, name), outs)
+                            for name, outs in (("spoilt", tempfile.mkdtemp(dir=work)),
+                                               ("clean", tempfile.mkdtemp(dir=work))))
         for bits in (4, 3):
             base = summed(intact("--bits", str(bits), "--group", "channel")[2])
             rows.writerow((bits, "without outliers, channel", "", "", f"{base:.5f}", "", "", "", ""))
