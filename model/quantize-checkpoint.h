@@ -49,7 +49,7 @@ struct fq_quantize_progress {
         FQ_QUANTIZE_WRITE
     } phase;
     uint64_t bytes_done, bytes_total; /* of the phase */
-    uint64_t bytes_kept;              /* of bytes_done: finished by an earlier run */
+    uint64_t bytes_kept;              /* of bytes_done: no work, an earlier run did it, say */
     size_t layers_done, layers;       /* of the phase */
     /* The whole job, in what a byte costs that is written: what the phases before this one did,
      * what a byte costs in this one, and what is to come after it. */

@@ -32,6 +32,7 @@ int fq_decision_looked_at(struct fq_decision *decision, struct fq_plan_matrix *m
     fq_plan_drop(matrix);
     decision->done += matrix->bytes;
     progress.bytes_done = decision->done;
+    progress.bytes_kept = decision->kept;
     progress.bytes_total = decision->total;
     progress.layers_done = ++decision->layers_done;
     progress.layers = decision->layers;
@@ -54,8 +55,12 @@ void fq_decision_foresee(struct fq_decision *decision, const struct fq_plan_unit
 }
 
 void fq_decision_skip(struct fq_decision *decision, const struct fq_plan_unit *unit) {
-    for (size_t i = 0; i < unit->count; i++)
-        decision->done += decision->plan->matrices[unit->members[i]].bytes;
+    for (size_t i = 0; i < unit->count; i++) {
+        const uint64_t bytes = decision->plan->matrices[unit->members[i]].bytes;
+
+        decision->done += bytes;
+        decision->kept += bytes;
+    }
     decision->layers_done += unit->count;
 }
 

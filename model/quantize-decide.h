@@ -15,6 +15,7 @@
 struct fq_decision {
     struct fq_plan *plan;
     uint64_t done, total; /* bytes looked at */
+    uint64_t kept;        /* of those done: without looking */
     size_t layers_done, layers;
     size_t problems;             /* matrices that cannot be quantized */
     struct fq_error first;       /* what is wrong with the first of them */
