@@ -325,24 +325,25 @@ static uint64_t other_bytes(const struct fq_plan *plan) {
     return others;
 }
 
-/* What the budget leaves for the matrices that it decides on. */
-static uint64_t allowance(const struct fq_plan *plan, struct fq_quantize_summary *summary) {
+/* What the budget leaves for the matrices that it decides on, after *FIXED for the overridden. */
+static uint64_t allowance(const struct fq_plan *plan, struct fq_quantize_summary *summary,
+                          uint64_t *fixed) {
     const struct fq_quantize_options *options = plan->options;
     const uint64_t others = other_bytes(plan);
-    uint64_t fixed = 0;
     double weights = 0, total;
 
+    *fixed = 0;
     for (size_t m = 0; m < plan->count; m++) {
         const struct fq_plan_matrix *matrix = &plan->matrices[m];
 
         weights += (double)matrix->dense.n * (double)matrix->dense.k;
         if (matrix->overridden)
-            fixed += fq_plan_bytes(matrix, matrix->bits, matrix->group, false);
+            *fixed += fq_plan_bytes(matrix, matrix->bits, matrix->group, false);
     }
     total = options->budget ? (double)options->budget - (double)others
                             : weights * options->bits_per_weight / 8;
     summary->allowed = total > 0 ? (uint64_t)total : 0;
-    return summary->allowed > fixed ? summary->allowed - fixed : 0;
+    return summary->allowed > *fixed ? summary->allowed - *fixed : 0;
 }
 
 /* Into the plan, the summary, and to the user. */
@@ -372,19 +373,23 @@ int fq_decide_by_budget(struct fq_decision *decision, struct fq_quantize_summary
                         struct fq_error *err) {
     const struct fq_plan *plan = decision->plan;
     struct allotment allotment = {.decision = decision};
-    uint64_t allowed = allowance(plan, summary);
+    uint64_t fixed, allowed = allowance(plan, summary, &fixed);
     int rc = add_units(&allotment, err);
 
     if (rc == 0)
         rc = look(&allotment, summary, err);
     if (rc == 0 && decision->problems == 0) {
         rc = fq_choose_by_budget(allotment.units, allotment.count, allowed, &summary->uniform, err);
+        if (rc == -FQ_INVALID && fixed > 0)
+            fq_fail_in(err, "--override fixes %" PRIu64 " bytes", fixed);
         if (rc == -FQ_INVALID && plan->options->budget)
             fq_fail_in(err,
                        "%" PRIu64 " bytes, of which tensors that stay as they are take %" PRIu64,
                        plan->options->budget, other_bytes(plan));
         if (rc == 0)
             rc = verify(&allotment, allowed, &summary->uniform, err);
+        if (summary->uniform.bits) /* with what --override fixes, as all that is told of bytes */
+            summary->uniform.bytes += fixed;
     }
     for (size_t u = 0; u < allotment.count && rc == 0 && decision->problems == 0; u++)
         settle(&allotment, u, summary);

@@ -330,9 +330,21 @@ def check_budget(work, random):
     for budget in (("--budget", "20K"), ("--bits-per-weight", "4")):  # all is fixed beyond it
         check_same_refusal(source, os.path.join(work, "fixed"), "--override leaves too little", *budget,
                            "--override", "*=8,channel")
+    check_same_refusal(source, os.path.join(work, "fixed"), "--override fixes", "--bits-per-weight", "4",
+                       "--override", "*.[1-9]=8,16")
+    check_uniform_with_override(source, os.path.join(work, "partly"))
     small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
     assert small.returncode == 3 and "at least" in small.stderr, small
     assert not os.path.exists(os.path.join(work, "small"))
+
+
+def check_uniform_with_override(source, out):
+    """The bytes of the best uniform choice are told with those that are fixed, as the budget's are."""
+    fixed = ("--override", "l.3=8,32")
+    budget = quantize(source, out, "--bits-per-weight", "4.6", *fixed)["budget"]
+    same = ("--bits", str(budget["uniform_bits"]), "--group", str(budget["uniform_group"] or "channel"))
+    uniform = quantize(source, out + "-uniform", *same, *fixed)
+    assert uniform["bytes_after"] == budget["uniform_bytes"] <= budget["allowed"], (uniform, budget)
 
 
 def check_large(work, random):
