@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The two rules of quantize-choose.h. */
+/* The rules of quantize-choose.h. */
 #include "quantize-choose.h"
 
 #include <inttypes.h>

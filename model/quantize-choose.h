@@ -18,7 +18,7 @@
 
 /*
  * The group sizes worth trying for matrices of these K, which are to share one, the coarsest
- * first: 0 (per channel), the halves of the smallest K down to 256, its half in any case, and the
+ * first: 0 (per channel), the smallest K halved, and again while that is more than 256, and the
  * powers of two below.  Each is a multiple of 16, at least MIN_GROUP, and divides every K, as
  * compressed-tensors and the kernels of vLLM ask.  Returns how many there are.
  */
