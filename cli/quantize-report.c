@@ -254,8 +254,6 @@ void quantize_report_explain(void *context, const struct fq_quantize_explanation
     struct quantize_report *report = context;
 
     clear_bar(report);
-    if (report->json)
-        return; /* standard output is the JSON's */
     if (!report->explained)
         fputs(explanation->steps ? steps_legend : options_legend, stdout);
     report->explained = true;

@@ -23,8 +23,7 @@ static bool compare_copy;
 
 static struct fq_quantize_options quantize = {
     .group = FQ_QUANTIZE_GROUP_AUTO,
-    .min_group = MIN_GROUP_DEFAULT,
-    .alpha = -1, /* not given */
+    .alpha = -1, /* not given; nor is min_group */
     .method = {.scale = FQ_SCALE_MSE},
     .rules = rules,
     .shard_bytes = SHARD_BYTES_DEFAULT,
@@ -191,7 +190,7 @@ static const struct quantize_option options[] = {
     {0},
 };
 
-/* Options that would have no effect are refused. */
+/* Options that would have no effect are refused, but for those of writing in a dry run. */
 static int check(struct fq_error *err) {
     const char *budget = quantize.budget                ? "--budget"
                          : quantize.bits_per_weight > 0 ? "--bits-per-weight"
@@ -203,6 +202,16 @@ static int check(struct fq_error *err) {
     if (quantize.alpha >= 0 && (budget || fixed))
         return fq_fail(err, FQ_USAGE, "--alpha has no effect with %s: give one of them",
                        budget ? budget : "a fixed --group");
+    if (quantize.min_group && fixed)
+        return fq_fail(err, FQ_USAGE,
+                       "--min-group has no effect with a fixed --group: give one of them");
+    if (report.explain && fixed && !budget)
+        return fq_fail(err, FQ_USAGE,
+                       "--explain has nothing to tell with a fixed --group unless there is a "
+                       "--budget or --bits-per-weight");
+    if (report.explain && report.json)
+        return fq_fail(err, FQ_USAGE,
+                       "--explain and --json are both for standard output: give one of them");
     if (quantize.widths && !budget)
         return fq_fail(err, FQ_USAGE,
                        "--bits with a list is for --budget or --bits-per-weight, "
@@ -211,6 +220,8 @@ static int check(struct fq_error *err) {
         return fq_fail(err, FQ_USAGE,
                        "--minimize has no effect with a fixed --group unless there "
                        "is a --budget or --bits-per-weight");
+    if (!quantize.min_group)
+        quantize.min_group = MIN_GROUP_DEFAULT;
     if (quantize.alpha < 0)
         quantize.alpha = FQ_CHOOSE_ALPHA_OF_CHANCE;
     return 0;

@@ -132,6 +132,8 @@ def check_refusals(source, work):
               ("--bits", "", "--budget", "1G"): 2, ("--alpha", "0.1", "--budget", "1G"): 2,
               ("--alpha", "0", "--bits-per-weight", "4"): 2, ("--alpha", "0.1", "--group", "64"): 2,
               ("--budget", "1G", "--bits-per-weight", "4"): 2,
+              ("--min-group", "64", "--group", "64"): 2, ("--explain", "--group", "64"): 2,
+              ("--explain", "--json"): 2,
               ("extra",): 2, ("--bits",): 2, ("-b",): 2, ("-Z",): 2, ("--json=1",): 2, ("--m=4",): 2,
               (): 9}
     for arguments, expected in status.items():
