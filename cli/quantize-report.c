@@ -241,14 +241,14 @@ static const char *const steps_legend =
     "for\n"
     "each halving of the group; it must be alpha or more.  worth: the bits in each code that "
     "would\n"
-    "gain as much; it must be more than the cost, the bits in scales.\n";
+    "gain as much; it must be more than the cost, the bits in scales.  ~: estimated.\n";
 
 static const char *const options_legend =
     "-> is chosen; 'to chosen' is what a row has more (+) or less (-) than that one.  For the "
     "bytes\n"
     "that a smaller row saves, other matrices gain less than this one loses; for those that a "
     "larger\n"
-    "one takes they lose more than this one gains, or there are none left.\n";
+    "one takes they lose more than this one gains, or there are none left.  ~: estimated.\n";
 
 void quantize_report_explain(void *context, const struct fq_quantize_explanation *explanation) {
     struct quantize_report *report = context;

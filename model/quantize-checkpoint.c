@@ -307,7 +307,6 @@ static int check_steps(struct job *job, struct fq_error *err) {
 /* Its shard is there from an earlier run: it counts as done. */
 static int skip(struct job *job, const struct step *step, struct fq_error *err) {
     const struct fq_plan_matrix *matrix = &job->plan.matrices[step->matrix];
-
     const uint64_t bytes = step->copied ? step->copied->bytes : matrix->bytes;
 
     job->layers_done += !step->copied && !matrix->kept_dense;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Deciding bits, group size and zero points of every unit: by alpha from the
- * ranges of the groups, or under a budget from the errors of all candidates.
- * Reads every weight that has to be looked at, matrix by matrix.
+ * Deciding bits, group size and zero points of every unit: by alpha, from the
+ * ranges of the groups and then the errors of those that gain, or under a budget
+ * from the errors of all candidates.  Reads every weight that has to be looked
+ * at, matrix by matrix.
  */
 #include "quantize-decide.h"
 
