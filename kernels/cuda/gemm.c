@@ -111,11 +111,13 @@ static int64_t row_distance(const void *const *rows) {
     return ((const uint8_t *)rows[1] - (const uint8_t *)rows[0]) / 2;
 }
 
+#define FARTHEST_ROWS ((int64_t)1 << 38) /* elements; the copy engine's limit is 2^40 bytes */
+
 /* Whether rows, two at least, lie as the copy engine can take them: in order, equally far apart. */
 static bool are_mappable(const void *const *rows, int count, int64_t columns) {
     const int64_t distance = row_distance(rows);
 
-    if (!aligned(rows[0]) || distance % 8 || distance < columns)
+    if (!aligned(rows[0]) || distance % 8 || distance < columns || distance > FARTHEST_ROWS)
         return false;
     for (int i = 2; i < count; i++)
         if ((const uint16_t *)rows[i] != (const uint16_t *)rows[i - 1] + distance)

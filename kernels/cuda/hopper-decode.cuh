@@ -19,8 +19,9 @@
  * alike, and which CTA sums what does not depend on m: a row's bits are the same alone and among
  * 63 others.
  *
- * Up to 32 rows, X comes straight from the rows, and mma.sync multiplies.  With more rows, X is
- * first arranged (rows.cu), and multiplied by wgmma.  A CTA has a multiprocessor to itself: of
+ * Up to 32 rows, X comes straight from the rows, and mma.sync multiplies.  More rows are multiplied
+ * by wgmma, and come by a tensor map where they are equally far apart; else they are arranged
+ * first (rows.cu).  A CTA has a multiprocessor to itself: of
  * two of half the size, the next kernel of the stream could fill its stages while this one ends,
  * but half the registers and stages cost more than that brings (NOTES.md).
  */
