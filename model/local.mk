@@ -60,6 +60,7 @@ model_test_gguf_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 model_test_gguf_LDADD = $(MODEL_LIBS) $(CMOCKA_LIBS)
 endif
 CHECKPOINT_TESTS = tests/python/test-quantize.py tests/python/test-quantize-plan.py \
+	tests/python/test-quantize-rules.py tests/python/test-quantize-report.py \
 	tests/python/test-quantize-resume.py tests/python/test-convert.py \
 	tests/python/test-malformed.py \
 	tests/python/test-compressed-tensors.py tests/python/test-gguf.py \

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints for the quantizer's tests: written plainly, read back and unpacked from the published
-layouts alone, in numpy."""
+layouts alone, in numpy; and the program run on them, with what several tests ask of it."""
 import json
 import os
 import struct
@@ -127,3 +127,49 @@ def quantize(source, out, *arguments, check=True):
         return run
     assert run.returncode == 0, run
     return json.loads(run.stdout)
+
+
+def mixture(random):
+    """Matrices of three widths, some with outliers or long tails, and two tensors that stay dense."""
+    tensors = {}
+    for i in range(10):
+        k = (256, 384, 1024)[i % 3]
+        weights = random.normal(0, 1, (48, k)) if i % 2 else random.standard_t(4, (48, k))
+        if i in (2, 5):
+            weights[:, 17] *= 25
+        tensors[f"l.{i}.weight"] = weights.astype(np.float32)
+    tensors["norm.weight"] = np.ones(64, np.float32)
+    tensors["embed.weight"] = random.normal(0, 1, (20, 64)).astype(np.float32)
+    return tensors
+
+
+def run(*arguments):
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True)
+
+
+def matrices_of(out):
+    """Counted from the files: {module: (bits, group, bytes, dequantized)}."""
+    tensors, quantization = read_checkpoint(out), read_quantization(out)
+    found = {}
+    for name in tensors:
+        if not name.endswith(".weight_packed"):
+            continue
+        module = name[:-len(".weight_packed")]
+        scheme = scheme_of(quantization, module)
+        size = sum(array.nbytes for key, array in tensors.items()
+                   if key.startswith(module + ".weight_"))
+        found[module] = (scheme["num_bits"], scheme["group_size"], size,
+                         dequantize(tensors, quantization, module))
+    return found
+
+
+def check_same_refusal(source, out, words, *arguments):
+    """One line, from a dry run the same as from the run that it stands for, and nothing made."""
+    said = []
+    for extra in ((), ("--dry-run",), ("--dry-run", "--json")):
+        refused = run(source, out, "--quiet", *arguments, *extra)
+        assert refused.returncode == 3 and not refused.stdout, (arguments, extra, refused)
+        assert refused.stderr.count("\n") == 1 and words in refused.stderr, (arguments, refused)
+        assert not os.path.exists(out) and not os.path.exists(out + ".partial")
+        said.append(refused.stderr)
+    assert len(set(said)) == 1, said
