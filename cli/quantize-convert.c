@@ -19,7 +19,7 @@ static struct {
 
 static const struct quantize_option options[] = {
     {"shard-size", 's', "SIZE", "begin a new file at this size, as 5000000000 or 5G (default: 5G)",
-     "is a number of bytes, or one with K, M, G or T", quantize_parse_size,
+     "is a number of bytes from 1 on, or one with K, M, G or T", quantize_parse_size,
      &command.convert.shard_bytes},
     {"json", 'j', NULL, "print a summary as JSON on standard output", NULL, quantize_parse_flag,
      &command.json},

@@ -380,29 +380,42 @@ static void best_uniform(struct fq_choose_unit *units, size_t count, uint64_t bu
         fq_choose_take_uniform(units, count, uniform);
 }
 
+static uint64_t least_bytes(const struct fq_choose_unit *units, size_t count) {
+    uint64_t least = 0;
+
+    for (size_t u = 0; u < count; u++)
+        least += units[u].options[cheapest(&units[u])].bytes;
+    return least;
+}
+
+int fq_choose_check(const struct fq_choose_unit *units, size_t count, uint64_t budget,
+                    struct fq_error *err) {
+    const uint64_t least = least_bytes(units, count);
+
+    if (least <= budget)
+        return 0;
+    return fq_fail(err, FQ_INVALID,
+                   "the budget leaves %" PRIu64
+                   " bytes for the quantized weights, they need %" PRIu64 " at least",
+                   budget, least);
+}
+
 /* The least loss in the budget, as far as it is found: from the cheapest choices on, and from the
  * best uniform ones.  -FQ_INVALID where even the cheapest exceed the budget. */
 static int least_loss(struct fq_choose_unit *units, size_t count, uint64_t budget,
                       struct fq_choose_uniform *uniform, struct fq_error *err) {
     size_t *mixed = malloc(count * sizeof *mixed + 1);
-    uint64_t least = 0, left;
+    uint64_t left;
     double loss;
     int rc;
 
-    for (size_t u = 0; u < count; u++)
-        least += units[u].options[cheapest(&units[u])].bytes;
     if (!mixed) {
         rc = fq_fail(err, FQ_NO_MEMORY, "no memory to choose for %zu matrices", count);
         goto out;
     }
-    if (least > budget) {
-        rc = fq_fail(err, FQ_INVALID,
-                     "the budget leaves %" PRIu64
-                     " bytes for the quantized weights, they need %" PRIu64 " at least",
-                     budget, least);
+    if ((rc = fq_choose_check(units, count, budget, err)) < 0)
         goto out;
-    }
-    left = budget - least;
+    left = budget - least_bytes(units, count);
     if ((rc = walk_hulls(units, count, &left, err)) < 0)
         goto out;
     fill_up(units, count, left);

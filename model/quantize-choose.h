@@ -80,13 +80,18 @@ struct fq_choose_uniform {
     double error;
 };
 
+/* Whether the smallest options fit in BUDGET: 0, or -FQ_INVALID, which names the least possible.
+ * Asks for bytes alone, so that it can be called before anything is measured. */
+int fq_choose_check(const struct fq_choose_unit *units, size_t count, uint64_t budget,
+                    struct fq_error *err);
+
 /*
  * Minimises the summed loss with Σ bytes ≤ BUDGET: along the lower convex hulls of the units'
  * options by gain a byte (which is optimal for every budget it exactly reaches), then whatever
  * still fits, best gain a byte first, then exchanges between two units; the uniform choice of the
  * least summed error is tried as a start too.  Where that leaves a summed error no smaller than the
  * uniform choice's, the summed error is minimised in the loss's place: it is never larger.
- * -FQ_INVALID where even the smallest options exceed the budget: it names the least possible.
+ * -FQ_INVALID as fq_choose_check().
  */
 int fq_choose_by_budget(struct fq_choose_unit *units, size_t count, uint64_t budget,
                         struct fq_choose_uniform *uniform, struct fq_error *err);

@@ -369,6 +369,22 @@ static void settle(const struct allotment *allotment, size_t u,
         fq_decision_explain(plan, unit, &explanation);
 }
 
+/* Refuses a budget that cannot be kept, before a weight is read. */
+static int check_allowance(const struct allotment *allotment, uint64_t allowed, uint64_t fixed,
+                           struct fq_error *err) {
+    const struct fq_plan *plan = allotment->decision->plan;
+    int rc = fq_choose_check(allotment->units, allotment->count, allowed, err);
+
+    if (rc < 0 && fixed > 0)
+        fq_fail_in(err, "--override fixes %" PRIu64 " bytes", fixed);
+    if (rc < 0 && plan->options->budget)
+        fq_fail_in(err, "%" PRIu64 " bytes, of which tensors that stay as they are take %" PRIu64,
+                   plan->options->budget, other_bytes(plan));
+    else if (rc < 0)
+        fq_fail_in(err, "%g bits a weight", plan->options->bits_per_weight);
+    return rc;
+}
+
 int fq_decide_by_budget(struct fq_decision *decision, struct fq_quantize_summary *summary,
                         struct fq_error *err) {
     const struct fq_plan *plan = decision->plan;
@@ -377,15 +393,11 @@ int fq_decide_by_budget(struct fq_decision *decision, struct fq_quantize_summary
     int rc = add_units(&allotment, err);
 
     if (rc == 0)
+        rc = check_allowance(&allotment, allowed, fixed, err);
+    if (rc == 0)
         rc = look(&allotment, summary, err);
     if (rc == 0 && decision->problems == 0) {
         rc = fq_choose_by_budget(allotment.units, allotment.count, allowed, &summary->uniform, err);
-        if (rc == -FQ_INVALID && fixed > 0)
-            fq_fail_in(err, "--override fixes %" PRIu64 " bytes", fixed);
-        if (rc == -FQ_INVALID && plan->options->budget)
-            fq_fail_in(err,
-                       "%" PRIu64 " bytes, of which tensors that stay as they are take %" PRIu64,
-                       plan->options->budget, other_bytes(plan));
         if (rc == 0)
             rc = verify(&allotment, allowed, &summary->uniform, err);
         if (summary->uniform.bits) /* with what --override fixes, as all that is told of bytes */

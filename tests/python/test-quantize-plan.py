@@ -296,8 +296,9 @@ def check_budget(work, random):
     check_same_refusal(source, os.path.join(work, "fixed"), "--override fixes", "--bits-per-weight", "4",
                        "--override", "*.[1-9]=8,16")
     check_uniform_with_override(source, os.path.join(work, "partly"))
-    small = quantize(source, os.path.join(work, "small"), "--bits-per-weight", "2", check=False)
-    assert small.returncode == 3 and "at least" in small.stderr, small
+    small = run(source, os.path.join(work, "small"), "--bits-per-weight", "2")  # and reads no weight
+    assert small.returncode == 3 and small.stderr.count("\n") == 1, small
+    assert "2 bits a weight: the budget leaves" in small.stderr and "at least" in small.stderr, small
     assert not os.path.exists(os.path.join(work, "small"))
 
 
