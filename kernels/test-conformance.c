@@ -184,6 +184,30 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
     fq_backend_free(backend);
 }
 
+/* So many rows of W that each worker of a GPU has several strips of them, alone and in pairs. */
+static void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
+    static const int64_t ms[] = {5, 13, 20, 40, 64};
+    struct fq_backend *backend;
+    struct fq_device_info info = open_target(*context, 0, &backend);
+
+    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits); i++) {
+        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
+                              .scale_type = scale_types[i % 2],
+                              .group = i % 3 ? 64 : 16,
+                              .zeros = i % 4 == 3};
+
+        draw(&shape, &info);
+        shape.m = ms[i % COUNT(ms)];
+        shape.n = i % 2 ? 13000 : 26000;
+        shape.k = 130;
+        shape.group = i % 3 ? 64 : 16;
+        shape.gate_group = i % 2 ? 64 : 0;
+        shape.kind = FQ_MEMORY_DEVICE;
+        check_shape(backend, &shape);
+    }
+    fq_backend_free(backend);
+}
+
 static void check_invariance(struct fq_backend *backend, const struct shape *shape) {
     static const int64_t counts[] = {1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 48, 63, 64};
     int64_t order[FQ_DECODE_ROWS];
@@ -339,6 +363,8 @@ int main(int argc, char **argv) {
     } properties[] = {
         {"stays_within_the_bounds_of_float64", stays_within_the_bounds_of_float64},
         {"stays_within_the_bounds_on_larger_matrices", stays_within_the_bounds_on_larger_matrices},
+        {"stays_within_the_bounds_on_many_rows_of_weights",
+         stays_within_the_bounds_on_many_rows_of_weights},
         {"rows_do_not_depend_on_their_company", rows_do_not_depend_on_their_company},
         {"repeats_bit_for_bit", repeats_bit_for_bit},
     };

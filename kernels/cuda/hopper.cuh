@@ -151,8 +151,8 @@ struct group_phase {
 template <int BITS, int MOST> struct strip_copies {
     const uint8_t *codes, *scales, *zeros; /* of the first strip and the next stage */
     int count;
-    uint32_t codes_stride, groups_stride;   /* to the next strip: bytes; groups */
-    uint32_t to_codes, to_scales, to_zeros; /* in a stage, `slots` groups a strip */
+    uint64_t codes_stride, scales_stride, zeros_stride; /* bytes to the next strip */
+    uint32_t to_codes, to_scales, to_zeros;             /* in a stage, `slots` groups a strip */
     uint32_t pitch, slots;
     group_phase groups;
 
@@ -162,9 +162,11 @@ template <int BITS, int MOST> struct strip_copies {
                                             uint32_t scales_to, uint32_t zeros_to, int group_slots)
         : codes(w.codes + ((int64_t)strip * w.tiles + tile) * FQ_CUDA_TILE_BYTES(BITS)),
           scales(w.scales), zeros(w.zeros), count(strips),
-          codes_stride(w.tiles * FQ_CUDA_TILE_BYTES(BITS)), groups_stride(w.groups),
-          to_codes(codes_to), to_scales(scales_to), to_zeros(zeros_to), pitch(codes_pitch),
-          slots(group_slots), groups(w, tile) {
+          codes_stride((uint32_t)(w.tiles * FQ_CUDA_TILE_BYTES(BITS))),
+          scales_stride((uint32_t)(w.groups * FQ_CUDA_SCALE_BYTES)),
+          zeros_stride((uint32_t)(w.groups * FQ_CUDA_ZERO_BYTES)), to_codes(codes_to),
+          to_scales(scales_to), to_zeros(zeros_to), pitch(codes_pitch), slots(group_slots),
+          groups(w, tile) {
         const int64_t group = (int64_t)strip * w.groups + group_phase::group_of(w, tile);
 
         scales += group * FQ_CUDA_SCALE_BYTES;
@@ -183,40 +185,45 @@ template <int BITS, int MOST> struct strip_copies {
         return count * here * (FQ_CUDA_SCALE_BYTES + (zeros ? FQ_CUDA_ZERO_BYTES : 0));
     }
 
-    /* stage: bytes from the first stage to this one; it goes on after put_scales(). */
+    /* stage: bytes from the first stage to this one; it goes on after put_scales().  Addresses are
+     * added up: of base + (stride << i), ptxas 13.0 left the upper half out where it had them in
+     * uniform registers. */
     __device__ __forceinline__ void put_codes(uint32_t stage, int tiles, uint32_t barrier) {
         const uint32_t bytes = tiles * FQ_CUDA_TILE_BYTES(BITS);
 
-#pragma unroll
-        for (int i = 0; i < MOST; i++) {
-            if (i >= count)
-                break;
-            bulk_copy(to_codes + stage + i * pitch, codes + (uint64_t)codes_stride * i, bytes,
-                      barrier);
-        }
+        put(to_codes + stage, pitch, codes, codes_stride, bytes, barrier);
         codes += bytes;
     }
     __device__ __forceinline__ void put_scales(uint32_t stage, int tiles, uint32_t here,
                                                uint32_t barrier) {
         int passed;
 
-#pragma unroll
-        for (int i = 0; i < MOST; i++) {
-            if (i >= count)
-                break;
-            bulk_copy(to_scales + stage + i * slots * FQ_CUDA_SCALE_BYTES,
-                      scales + (uint64_t)groups_stride * (i * FQ_CUDA_SCALE_BYTES),
-                      here * FQ_CUDA_SCALE_BYTES, barrier);
-        }
-        if (zeros)
-            for (int i = 0; i < count; i++)
-                bulk_copy(to_zeros + stage + i * slots * FQ_CUDA_ZERO_BYTES,
-                          zeros + (uint64_t)groups_stride * (i * FQ_CUDA_ZERO_BYTES),
+        put(to_scales + stage, slots * FQ_CUDA_SCALE_BYTES, scales, scales_stride,
+            here * FQ_CUDA_SCALE_BYTES, barrier);
+        if (zeros) {
+            const uint8_t *from = zeros;
+
+            for (int i = 0; i < count; i++, from += zeros_stride)
+                bulk_copy(to_zeros + stage + i * slots * FQ_CUDA_ZERO_BYTES, from,
                           here * FQ_CUDA_ZERO_BYTES, barrier);
+        }
         passed = groups.advance(tiles * FQ_CUDA_STEPS);
         scales += passed * FQ_CUDA_SCALE_BYTES;
         if (zeros)
             zeros += passed * FQ_CUDA_ZERO_BYTES;
+    }
+
+  private:
+    /* Of every strip so many bytes, which are to lie `apart` bytes from each other. */
+    __device__ __forceinline__ void put(uint32_t to, uint32_t apart, const uint8_t *from,
+                                        uint64_t stride, uint32_t bytes, uint32_t barrier) const {
+#pragma unroll
+        for (int i = 0; i < MOST; i++) {
+            if (i >= count)
+                break;
+            bulk_copy(to + i * apart, from, bytes, barrier);
+            from += stride;
+        }
     }
 };
 
