@@ -177,12 +177,17 @@ static int map_rows(const void *data, int m, int columns, int64_t row_stride, in
     return 0;
 }
 
+/* The rows of X that the kernel for m of them has room for. */
+static int padded_rows(int m) {
+    return m <= 16 ? 16 : m <= 32 ? 32 : 64;
+}
+
 /* X where the copy engine cannot take it from its rows: arranged in the stream's scratch memory. */
 static int arrange_rows(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                         struct fq_error *err) {
     const struct fq_cuda_matrix *w = &launch->w;
     struct fq_cuda_arrange arrange = {
-        .m = launch->m, .rows_padded = FQ_DECODE_ROWS, .k = w->k, .tiles = w->tiles};
+        .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
     int status = grow_scratch(stream, (uint64_t)w->tiles * arrange.rows_padded * 128, err);
 
     if (status < 0)
@@ -205,7 +210,7 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
     if (launch->m > FQ_CUDA_DIRECT_ROWS)
         status = launch->x_mapped
                      ? map_rows(launch->x_rows[0], launch->m, w->k, row_distance(launch->x_rows),
-                                FQ_DECODE_ROWS, &map, err)
+                                padded_rows(launch->m), &map, err)
                      : arrange_rows(stream, launch, err);
     if (status < 0)
         return status;

@@ -26,8 +26,9 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32 + 32 * ROW_WARPS);
     static constexpr int PRODUCER_REGISTERS = DIRECT ? 56 : 32;
     static constexpr int CONSUMER_REGISTERS = DIRECT ? 152 : 160;
-    static constexpr int SHARED = 226 << 10; /* bytes, at most: a multiprocessor's */
-    static constexpr int SUMS = N / 2;       /* of a thread and strip */
+    static constexpr int SHARED = 226 << 10;              /* bytes, at most: a multiprocessor's */
+    static constexpr int ENOUGH_STAGES = N == 32 ? 3 : 4; /* as measured */
+    static constexpr int SUMS = N / 2;                    /* of a thread and strip */
     /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows of
      * two tiles, by whose pitch ldmatrix hits all banks, or tiles as wgmma wants them. */
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip */
@@ -36,12 +37,21 @@ template <int N_, int BITS_> struct decode_shape {
     /* On the way out: where a CTA's rows of W, KEPT of each strip, lie side by side in fp32, for
      * some rows of X; and the other CTA's sums of them, N columns of each. */
     static constexpr int KEPT = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
-    static constexpr int OUT_PITCH = GROUPS * SLOTS * KEPT * 4 + 16;
-    static constexpr int OUT_ROWS = N < 32 ? N : 32, OUT_BYTES = OUT_ROWS * OUT_PITCH;
+    static constexpr int OUT_ROWS = N < 32 ? N : 32;
     static constexpr int JOINED = (GROUPS - 1) * FQ_CUDA_STRIP * N * 4; /* sums, see join_sums() */
-    static constexpr int OUT = OUT_BYTES > JOINED ? OUT_BYTES : JOINED;
-    static constexpr int IN = GROUPS * SLOTS * KEPT * N * 4;
 
+    /* Of blocks of so many strips, a pair's counted both. */
+    static __host__ __device__ int out_pitch(int strips) {
+        return strips * KEPT * 4 + 16;
+    }
+    static __host__ __device__ int out_bytes(int strips) {
+        const int rows = OUT_ROWS * out_pitch(strips);
+
+        return strips <= 2 && JOINED > rows ? JOINED : rows;
+    }
+    static __host__ __device__ int in_bytes(int strips) {
+        return strips * KEPT * N * 4;
+    }
     static __host__ __device__ int codes_at(int tiles) {
         return DIRECT ? tiles / 2 * X_PAIR : tiles * X_TILE;
     }
@@ -66,15 +76,18 @@ template <class S> struct decode_cta {
 
     const fq_cuda_launch &launch;
     const uint32_t ring, full, empty, out; /* in shared memory */
-    const uint32_t in;                     /* the other CTA's sums of this one's rows */
     const uint32_t ready, taken; /* barriers: they are there; the other CTA took this one's */
     const int stage_bytes;
     const int tiles;      /* of K in a stage */
     const int strips;     /* that a stage has room for */
     const int begin, end; /* this CTA's tiles of every block */
     const bool parted;    /* a strip is all warpgroups': they take stages in turn */
+    /* And a place of the ring is always the same one's.  If not, all wait for all stages: who waits
+     * for a barrier's next phase but one goes on at once. */
+    const bool owned;
     const int cluster, rank;
     const int thread, lane;
+    const int group; /* warpgroup; that a warp's threads have the same, the compiler knows */
 
     /* A block of this cluster. */
     struct block_place {
@@ -114,6 +127,15 @@ template <class S> struct decode_cta {
                index * launch.slots * FQ_CUDA_ZERO_BYTES;
     }
 
+    /* From one row of X to the next at `out`; and where the other CTA's sums of this one's rows
+     * are. */
+    __device__ __forceinline__ int out_pitch() const {
+        return S::out_pitch(strips);
+    }
+    __device__ __forceinline__ uint32_t in() const {
+        return out + S::out_bytes(strips);
+    }
+
     __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
         return full + place.stage * 8;
     }
@@ -121,28 +143,23 @@ template <class S> struct decode_cta {
         return empty + place.stage * 8;
     }
 
-    /* By a consumer warp that is done with a stage. */
-    __device__ __forceinline__ void release(const ring_place &place) const {
-        __syncwarp();
-        if (lane < FQ_CUDA_WARP_ARRIVALS)
-            mbarrier_arrive(empty_of(place));
-    }
-
     __device__ __forceinline__ decode_cta(const fq_cuda_launch &l, uint32_t shared)
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
-          empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), in(out + S::OUT),
-          ready(empty + l.stages * 8), taken(ready + 8), stage_bytes(l.stage_bytes),
-          tiles(l.stage_tiles), strips(l.block_strips * (l.gate.codes ? 2 : 1)),
+          empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), ready(empty + l.stages * 8),
+          taken(ready + 8), stage_bytes(l.stage_bytes), tiles(l.stage_tiles),
+          strips(l.block_strips * (l.gate.codes ? 2 : 1)),
           begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
           end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
-          parted(l.block_strips == 1), cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT),
-          rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT), thread(threadIdx.x), lane(threadIdx.x % 32) {
+          parted(l.block_strips == 1), owned(parted && l.stages % S::GROUPS == 0),
+          cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT), rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT),
+          thread(threadIdx.x), lane(threadIdx.x % 32),
+          group(__shfl_sync(~0u, threadIdx.x / 128, 0)) {
     }
 
     __device__ __forceinline__ void init_barriers() const {
         for (int i = 0; i < launch.stages; i++) {
             mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
-            mbarrier_init(empty + i * 8, S::CONSUMERS / 32 * FQ_CUDA_WARP_ARRIVALS);
+            mbarrier_init(empty + i * 8, (owned ? 4 : S::CONSUMERS / 32) * FQ_CUDA_WARP_ARRIVALS);
         }
         mbarrier_init(ready, 1);
         mbarrier_init(taken, 1);

@@ -30,8 +30,11 @@ template <class S, class T> class decode_storer {
         return cta.thread / 128 < block.first &&
                cta.thread / 128 + slot * block.first < block.strips;
     }
-    __device__ __forceinline__ uint32_t parcel(int slot, int quad) const {
-        return cta.in + ((slot * (S::N / 8) + quad) * KEEPERS + keeper()) * 16;
+    /* Where the other CTA's four sums are, of eight columns of a strip. */
+    __device__ __forceinline__ uint32_t parcel(const block_place &block, int slot, int quad) const {
+        const int index = cta.thread / 128 + slot * block.first;
+
+        return cta.in() + ((index * (S::N / 8) + quad) * 64 + cta.thread % 64) * 16;
     }
 
     /* Where a strip is all warpgroups', the first one adds their sums, and has them. */
@@ -77,8 +80,8 @@ template <class S, class T> class decode_storer {
 #pragma unroll
             for (int q = 0; q < S::N / 8; q++)
                 if (has_strip(block, s) && q * 8 < cta.launch.m)
-                    cluster_send(cluster_address(parcel(s, q), cta.rank ^ 1), sums[s] + 4 * q,
-                                 barrier);
+                    cluster_send(cluster_address(parcel(block, s, q), cta.rank ^ 1),
+                                 sums[s] + 4 * q, barrier);
     }
 
     /* Bytes that the other CTA sends for a block. */
@@ -90,7 +93,7 @@ template <class S, class T> class decode_storer {
     __device__ __forceinline__ void add_sums(const strip_sums (&sums)[S::SLOTS],
                                              const block_place &block, int row0) const {
         const uint32_t mine =
-            cta.out + cta.lane % 4 * 2 * S::OUT_PITCH +
+            cta.out + cta.lane % 4 * 2 * cta.out_pitch() +
             (cta.thread / 128 * S::KEPT + cta.thread / 32 % 2 * FQ_CUDA_QUARTER + cta.lane / 4) * 4;
 
 #pragma unroll
@@ -98,17 +101,17 @@ template <class S, class T> class decode_storer {
 #pragma unroll
             for (int q = 0; q < S::N / 8; q++) {
                 const uint32_t to =
-                    mine + s * block.first * S::KEPT * 4 + (q * 8 - row0) * S::OUT_PITCH;
+                    mine + s * block.first * S::KEPT * 4 + (q * 8 - row0) * cta.out_pitch();
                 float4 other;
 
                 if (!has_strip(block, s) || q * 8 < row0 || q * 8 >= row0 + S::OUT_ROWS ||
                     q * 8 >= cta.launch.m)
                     continue;
-                other = lds_f4(parcel(s, q));
+                other = lds_f4(parcel(block, s, q));
                 sts_32(to, sums[s][4 * q] + other.x);
-                sts_32(to + S::OUT_PITCH, sums[s][4 * q + 1] + other.y);
+                sts_32(to + cta.out_pitch(), sums[s][4 * q + 1] + other.y);
                 sts_32(to + 32, sums[s][4 * q + 2] + other.z);
-                sts_32(to + S::OUT_PITCH + 32, sums[s][4 * q + 3] + other.w);
+                sts_32(to + cta.out_pitch() + 32, sums[s][4 * q + 3] + other.w);
             }
     }
 
@@ -124,7 +127,8 @@ template <class S, class T> class decode_storer {
             const int run = i % (of_y * RUNS), m = row0 + i / (of_y * RUNS);
             const int strip = run / RUNS, row = run % RUNS * 4;
             const int n = (block.strip + strip) * FQ_CUDA_STRIP + cta.rank * S::KEPT + row;
-            const uint32_t at = cta.out + (m - row0) * S::OUT_PITCH + (strip * S::KEPT + row) * 4;
+            const uint32_t at =
+                cta.out + (m - row0) * cta.out_pitch() + (strip * S::KEPT + row) * 4;
             float v[4], gate[4];
 
             if (n >= cta.launch.w.n)

@@ -19,7 +19,7 @@
  * alike, and which CTA sums what does not depend on m: a row's bits are the same alone and among
  * 63 others.
  *
- * Up to 32 rows, X comes straight from the rows, and mma.sync multiplies.  More rows are multiplied
+ * Up to 16 rows, X comes straight from the rows, and mma.sync multiplies.  More rows are multiplied
  * by wgmma, and come by a tensor map where they are equally far apart; else they are arranged
  * first (rows.cu).  A CTA has a multiprocessor to itself: of
  * two of half the size, the next kernel of the stream could fill its stages while this one ends,
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         cta.init_barriers();
     __syncthreads();
     cluster_arrive();
-    if (threadIdx.x >= S::CONSUMERS) {
+    if (cta.group >= S::GROUPS) {
         const decode_producer<S> producer(cta, &x);
 
         if (S::MOVES_REGISTERS)
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         cluster_wait(); /* the barriers of both CTAs are there */
         for (int i = 0; i < args.blocks; i++) {
             const typename decode_cta<S>::block_place block(cta, i);
-            typename decode_cta<S>::strip_sums sums[S::SLOTS] = {};
+            typename decode_cta<S>::strip_sums sums[S::SLOTS];
 
             summer.sum(sums, block, place);
             grid_wait(); /* Y may be in use by the kernels before */
@@ -86,19 +86,22 @@ template <class S, class T>
 static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaStream_t stream) {
     const bool gated = args.gate.codes != nullptr;
     const bool zeros = args.w.zeros || (gated && args.gate.zeros);
-    const int fixed = 1024 + 16 + S::OUT + S::IN;
+    const int strips = args.block_strips * (gated ? 2 : 1);
+    const int fixed = 1024 + 16 + S::out_bytes(strips) + S::in_bytes(strips);
 
-    /* Long stages are few copies, each of which costs the producer some 100 cycles. */
+    /* Long stages are few copies, each of which costs the producer some 100 cycles, and few waits
+     * of the consumers. */
     for (args.stage_tiles = args.block_strips == 1 ? FQ_CUDA_PARTED_TILES : 8;;
          args.stage_tiles -= 2) {
         args.slots = slots_within(args, args.stage_tiles, 2);
-        args.stage_bytes = S::stage_bytes(args.stage_tiles, args.block_strips * (gated ? 2 : 1),
-                                          args.slots, zeros);
+        args.stage_bytes = S::stage_bytes(args.stage_tiles, strips, args.slots, zeros);
         args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);
-        if (args.stage_tiles == 2 || args.stages >= 4 || args.block_strips == 1)
+        if (args.stage_tiles == 2 || args.stages >= S::ENOUGH_STAGES || args.block_strips == 1)
             break;
     }
     args.stages = args.stages > 16 ? 16 : args.stages;
+    if (args.block_strips == 1 && args.stages >= S::GROUPS)
+        args.stages -= args.stages % S::GROUPS; /* each warpgroup has stages of its own */
     return launch_overlapped(hopper_decode<S, T>, dim3(args.clusters * FQ_CUDA_DECODE_SPLIT),
                              S::THREADS, fixed + args.stages * (args.stage_bytes + 16),
                              FQ_CUDA_DECODE_SPLIT, stream, args, x);

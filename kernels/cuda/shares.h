@@ -39,7 +39,7 @@
 #define FQ_CUDA_DECODE_SPLIT  2  /* CTAs of a cluster, which part K */
 #define FQ_CUDA_DECODE_GROUPS 3  /* consumer warpgroups of a CTA */
 #define FQ_CUDA_DECODE_SLOTS  2  /* strips of each */
-#define FQ_CUDA_DIRECT_ROWS   32 /* of X, that are taken as they lie */
+#define FQ_CUDA_DIRECT_ROWS   16 /* of X, that are taken as they lie */
 
 /* Where a block has one strip, the consumer warpgroups take stages of so many tiles in turn: of as
  * many for every m, since who sums what must not depend on it. */
