@@ -13,22 +13,19 @@
  * The form is decided by that segment of that row alone, so that a row's bits do
  * not depend on its company.  Rows with an infinity or NaN are not valid.
  */
-#include "cpu.h"
+#define LIMBS_FEW   2
+#define LIMBS_ALL   FQ_CPU_LIMBS
+#define BITS_FEW    14
+#define BITS_ALL    21
+#define FEW_MAX     (127 * 256 + 127)
+#define LIMBS_BYTES FQ_CPU_LIMBS
+#define TO_FIXED    fq_cpu_to_fixed
+#include "fixed.h"
 
-#include <float.h>
 #include <immintrin.h>
-#include <string.h>
 
 #define LANES 16
 
-/* With two limbs a segment's largest element may be so many times its root mean square, squared:
- * the rounding error of a row is below 2^-15 / √12 times that, of its norm. */
-#define CREST_SQUARED_F16  25.0f
-#define CREST_SQUARED_BF16 64.0f
-
-#define TWO_LIMBS_MAX (127 * 256 + 127)
-
-/* The largest magnitude, and the sum of squares. */
 static float survey(const float *x, int64_t columns, float *squares) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     __m512i largest = _mm512_setzero_si512();
@@ -48,28 +45,10 @@ static float survey(const float *x, int64_t columns, float *squares) {
     return value;
 }
 
-static float power_of_two(int exponent) {
-    uint32_t bits = (uint32_t)(exponent + 127) << 23;
-    float value;
-
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static int exponent_of(float value) {
-    uint32_t bits;
-    int exponent;
-
-    memcpy(&bits, &value, sizeof bits);
-    exponent = (int)(bits >> 23) - 127;
-    return exponent < -100 ? -100 : exponent; /* keeps units normal; what is lost is below 2^-115 */
-}
-
 static __m512i low_byte(__m512i v) {
     return _mm512_srai_epi32(_mm512_slli_epi32(v, 24), 24);
 }
 
-/* Rounds a chunk to multiples of 2^exponent and takes them apart. */
 static void fix_chunk(const float *x, int64_t columns, int exponent, int bits, int8_t *limbs,
                       struct fq_cpu_chunk *chunk) {
     const __m512 up = _mm512_set1_ps(power_of_two(-exponent));
@@ -95,48 +74,4 @@ static void fix_chunk(const float *x, int64_t columns, int exponent, int bits, i
     for (int i = 0; i < 2; i++)
         chunk->offset[i] = (int32_t)(0u - (uint32_t)sums[i] * (1u << (bits - 1)));
     chunk->sum = (float)((double)sums[1] * 65536 + sums[0]);
-}
-
-/* Chooses a segment's limbs and unit: returns the unit's exponent. */
-static int choose_unit(float largest, float squares, int64_t columns, enum fq_dtype type,
-                       struct fq_cpu_segment *segment) {
-    const float crest = type == FQ_BF16  ? CREST_SQUARED_BF16
-                        : type == FQ_F16 ? CREST_SQUARED_F16
-                                         : -1; /* fp32's bound is out of reach of two limbs */
-    int exponent;
-
-    segment->limbs = largest * largest * (float)columns <= crest * squares ? 2 : 3;
-    exponent = exponent_of(largest) - (segment->limbs == 2 ? 14 : 21);
-    if (segment->limbs == 2 && largest * power_of_two(-exponent) > TWO_LIMBS_MAX)
-        exponent++;
-    segment->unit = power_of_two(exponent);
-    return exponent;
-}
-
-void fq_cpu_to_fixed(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
-                     struct fq_cpu_fixed *fixed) {
-    struct fq_cpu_chunk *chunk = fixed->chunks;
-    struct fq_cpu_segment *segment = fixed->segments;
-    struct fq_cpu_span ahead = {0}, span = {0};
-    bool more = fq_cpu_next_span(weights, &ahead);
-
-    for (fixed->valid = false; more; segment++) {
-        const int64_t begin = ahead.begin, number = ahead.segments;
-        float squares, largest;
-        int exponent;
-
-        while (more && ahead.segments == number)
-            more = fq_cpu_next_span(weights, &ahead);
-        const int64_t end = more ? ahead.begin : weights->k_padded;
-        largest = survey(x + begin, end - begin, &squares);
-        if (!(largest <= FLT_MAX))
-            return;
-        exponent = choose_unit(largest, squares, end - begin, type, segment);
-        for (; span.end < end; chunk++) {
-            fq_cpu_next_span(weights, &span);
-            fix_chunk(x + span.begin, span.end - span.begin, exponent, weights->base.info.bits,
-                      fixed->limbs + span.begin * FQ_CPU_LIMBS, chunk);
-        }
-    }
-    fixed->valid = true;
 }
