@@ -136,4 +136,5 @@ const struct fq_cpu_kernels fq_cpu_avx512bf16 = {
     .panel_bf16 = panel_bf16,
     .to_f32 = to_f32,
     .to_fixed = fq_cpu_to_fixed,
+    .limb_bytes = FQ_CPU_LIMBS,
 };

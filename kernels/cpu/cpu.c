@@ -192,7 +192,7 @@ static struct parts lay_out(const struct cpu_backend *backend, const struct fq_c
         if (!backend->kernels->to_fixed)
             continue;
         parts.of[i].fixed = take(&parts, count * sizeof(struct fq_cpu_fixed));
-        parts.of[i].limbs = take(&parts, count * k * FQ_CPU_LIMBS);
+        parts.of[i].limbs = take(&parts, count * k * (size_t)backend->kernels->limb_bytes);
         parts.of[i].chunks = take(&parts, count * chunks * sizeof(struct fq_cpu_chunk));
         parts.of[i].segments = take(&parts, count * chunks * sizeof(struct fq_cpu_segment));
     }
@@ -211,7 +211,8 @@ static void convert_row(const struct fq_cpu_job *job, int i, const struct fq_cpu
 
     if (kernels->to_fixed) {
         fixed[m] = (struct fq_cpu_fixed){
-            .limbs = (int8_t *)scratch + parts->of[i].limbs + m * weights->k_padded * FQ_CPU_LIMBS,
+            .limbs = (int8_t *)scratch + parts->of[i].limbs +
+                     m * weights->k_padded * kernels->limb_bytes,
             .chunks = (struct fq_cpu_chunk *)(void *)(scratch + parts->of[i].chunks) + m * chunks,
             .segments =
                 (struct fq_cpu_segment *)(void *)(scratch + parts->of[i].segments) + m * chunks,

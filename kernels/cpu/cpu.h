@@ -56,19 +56,21 @@ struct fq_cpu_weights {
 #define FQ_CPU_LIMBS   3
 
 struct fq_cpu_chunk {
-    int32_t offset[2]; /* −2^(bits−1) times the sum of limbs 0 and 1 together, and of limb 2: makes
-                          unsigned codes signed */
+    int32_t offset[2]; /* what an accumulator begins with, to make unsigned codes signed:
+                          −2^(bits−1) times the sum of limbs 0 and 1 together, and of limb 2; or,
+                          of 16-bit limbs, of either */
     float sum;         /* of the integers */
 };
 
 struct fq_cpu_segment {
     float unit;
-    int32_t limbs; /* in use: 2 or 3; the third is 0 otherwise */
+    int32_t limbs; /* in use: 2 or 3, or 1 or 2 of 16 bits; the last is 0 otherwise */
 };
 
 struct fq_cpu_fixed {
     bool valid;                      /* else the row has to be computed in fp32 */
-    int8_t *limbs;                   /* [k_padded / 16][FQ_CPU_LIMBS][16] */
+    int8_t *limbs;                   /* [k_padded / 16][FQ_CPU_LIMBS][16], or int16_t
+                                        [k_padded / 16][2][16] (words-fixed.c) */
     struct fq_cpu_chunk *chunks;     /* [fq_cpu_chunks] */
     struct fq_cpu_segment *segments; /* [fq_cpu_chunks] is enough */
 };
@@ -179,6 +181,7 @@ struct fq_cpu_kernels {
      * to, and fixed->valid.  NULL: decode takes floats. */
     void (*to_fixed)(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed);
+    int limb_bytes; /* that a column takes in fixed->limbs */
     /* `columns` columns of a block from column k on, both multiples of 16, to panel[columns][64];
      * aligned to 64 bytes.  Only kernels that others build on have it and finish. */
     void (*dequantize)(const struct fq_cpu_weights *weights, int64_t block, int64_t k,
@@ -191,6 +194,7 @@ struct fq_cpu_kernels {
 
 extern const struct fq_cpu_kernels fq_cpu_generic;
 extern const struct fq_cpu_kernels fq_cpu_avx2;
+extern const struct fq_cpu_kernels fq_cpu_avx2_float; /* what fq_cpu_avx2 builds on */
 extern const struct fq_cpu_kernels fq_cpu_avx512;
 extern const struct fq_cpu_kernels fq_cpu_avx512vnni;
 extern const struct fq_cpu_kernels fq_cpu_avx512bf16;
@@ -200,9 +204,11 @@ extern const struct fq_cpu_kernels fq_cpu_avx512bf16;
 void fq_cpu_epilogue(const struct fq_gemm *gemm, int64_t m, int64_t column, float *values,
                      float *gate, int64_t count);
 
-/* X to block fixed point (fixed.c). */
+/* X to block fixed point of bytes (fixed.c) and of 16-bit integers (words-fixed.c). */
 void fq_cpu_to_fixed(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed);
+void fq_cpu_to_fixed_words(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
+                           struct fq_cpu_fixed *fixed);
 
 /* The backend itself (cpu.c). */
 struct cpu_backend {
