@@ -46,12 +46,12 @@ static int exponent_of(float value) {
 /* Chooses a segment's limbs and unit: returns the unit's exponent. */
 static int choose_unit(float largest, float squares, int64_t columns, enum fq_dtype type,
                        struct fq_cpu_segment *segment) {
-    const float crest = type == FQ_BF16  ? CREST_SQUARED_BF16
-                        : type == FQ_F16 ? CREST_SQUARED_F16
-                                         : -1; /* fp32's bound is out of reach of 15 bits */
+    const float crest = type == FQ_BF16 ? CREST_SQUARED_BF16 : CREST_SQUARED_F16;
+    /* fp32's bound is out of reach of 15 bits */
+    const bool few = type != FQ_F32 && largest * largest * (float)columns <= crest * squares;
     int exponent;
 
-    segment->limbs = largest * largest * (float)columns <= crest * squares ? LIMBS_FEW : LIMBS_ALL;
+    segment->limbs = few ? LIMBS_FEW : LIMBS_ALL;
     exponent = exponent_of(largest) - (segment->limbs == LIMBS_FEW ? BITS_FEW : BITS_ALL);
     if (segment->limbs == LIMBS_FEW && largest * power_of_two(-exponent) > FEW_MAX)
         exponent++;
