@@ -181,7 +181,6 @@ struct fq_cpu_kernels {
      * to, and fixed->valid.  NULL: decode takes floats. */
     void (*to_fixed)(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed);
-    int limb_bytes; /* that a column takes in fixed->limbs */
     /* `columns` columns of a block from column k on, both multiples of 16, to panel[columns][64];
      * aligned to 64 bytes.  Only kernels that others build on have it and finish. */
     void (*dequantize)(const struct fq_cpu_weights *weights, int64_t block, int64_t k,
@@ -190,6 +189,7 @@ struct fq_cpu_kernels {
      * Y. */
     void (*finish)(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
                    float *values);
+    int limb_bytes; /* that a column takes in fixed->limbs */
 };
 
 extern const struct fq_cpu_kernels fq_cpu_generic;

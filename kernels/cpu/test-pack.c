@@ -2,8 +2,13 @@
 /*
  * The prepacked layout of cpu.h, read back by a plain reading of its picture:
  * every code, scale and zero point of random matrices is where it should be,
- * the padding is zero weights, and the size is what was announced.
+ * the padding is zero weights, and the size is what was announced.  And X in
+ * 16-bit limbs, likewise.
  */
+#ifdef HAVE_CONFIG_H
+#include <config.h>
+#endif
+
 #include "../matrix.h"
 #include "cpu.h"
 
@@ -170,10 +175,87 @@ static void chunks_cover_k_within_groups(void **unused) {
     }
 }
 
+#ifdef FQ_CPU_X86
+/* Column k of a row in 16-bit limbs, in units; words.c says how columns lie in pairs. */
+static double column_of(const int8_t *limbs, int bits, int64_t k) {
+    static const int place[][8] = {
+        {0, 2, 1, 3, 4, 6, 5, 7}, /* of column 0, 1, ... of 8: 8 bits */
+        {0, 4, 1, 5, 2, 6, 3, 7}, /* 4 */
+        {0, 2, 4, 6, 1, 3, 5, 7}, /* 3 */
+    };
+    const int at = place[bits == 8 ? 0 : bits == 4 ? 1 : 2][k % 8];
+    int16_t low, high;
+
+    limbs += k / 16 * 64 + (k % 16 / 8 * 8 + at) * 2;
+    memcpy(&low, limbs, sizeof low);
+    memcpy(&high, limbs + 32, sizeof high);
+    return (double)high * 65536 + low;
+}
+
+/* Every element of X comes back within the rounding of its segment's form, however small it is. */
+static void check_words(int bits, enum fq_dtype type, int64_t group, float largest) {
+    enum {
+        K = 512
+    };
+    struct fq_cpu_weights weights = {
+        .base.info = {.k = K, .group = group, .bits = bits},
+        .groups = (K + group - 1) / group,
+        .k_padded = K,
+    };
+    static int8_t limbs[K * 4];
+    static struct fq_cpu_chunk chunks[K / 16];
+    static struct fq_cpu_segment segments[K / 16];
+    struct fq_cpu_fixed fixed = {.limbs = limbs, .chunks = chunks, .segments = segments};
+    struct fq_cpu_span span = {0};
+    float x[K];
+
+    for (int k = 0; k < K; k++)
+        x[k] = largest * (float)(random_byte() - 128) / 128;
+    x[300] = 40 * largest; /* stands out: its segment takes two limbs */
+    fq_cpu_to_fixed_words(&weights, x, type, &fixed);
+    assert_true(fixed.valid);
+    while (fq_cpu_next_span(&weights, &span)) {
+        const struct fq_cpu_segment *segment = &segments[span.segments - 1];
+        const bool has_largest = span.segment_begin <= 300 && 300 < span.segment_begin + 256;
+        double sum = 0;
+
+        /* bf16's squares vanish below 1e-23: 15 bits are enough for it whatever stands out. */
+        if (type == FQ_F32 || (has_largest && group == K && largest > 1e-23f))
+            assert_int_equal(segment->limbs, 2);
+        assert_true(segment->unit > 0 && segment->unit < 1e30f);
+        for (int64_t k = span.begin; k < span.end; k++) {
+            const double value = column_of(limbs, bits, k), error = value * segment->unit - x[k];
+
+            assert_true(error <= 0.5 * segment->unit && error >= -0.5 * segment->unit);
+            sum += value;
+        }
+        assert_true(chunks[span.chunks - 1].sum == (float)sum);
+        if (bits == 8)
+            assert_int_equal(chunks[span.chunks - 1].offset[0], 0);
+    }
+}
+
+static void words_of_x_come_back(void **unused) {
+    static const int bits[] = {8, 4, 3};
+    static const enum fq_dtype types[] = {FQ_F16, FQ_BF16, FQ_F32};
+    static const int64_t groups[] = {16, 64, 512};
+    static const float largest[] = {1, 1e4f, 1e-20f, 1e-30f};
+
+    (void)unused;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        skip();
+    for (size_t i = 0; i < 3 * 3 * 3 * 4; i++)
+        check_words(bits[i % 3], types[i / 3 % 3], groups[i / 9 % 3], largest[i / 27]);
+}
+#endif
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_code_is_found_in_its_place),
         cmocka_unit_test(chunks_cover_k_within_groups),
+#ifdef FQ_CPU_X86
+        cmocka_unit_test(words_of_x_come_back),
+#endif
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL) != 0;

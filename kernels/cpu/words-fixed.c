@@ -5,13 +5,13 @@
  *
  *     x = unit · (limb0 + 2^16 · limb1)
  *
- * One carries 15 bits and sign, two 29.  With codes of up to 8 bits and chunks of
+ * One carries 15 bits and sign, two 26.  With codes of up to 8 bits and chunks of
  * up to 256 columns every sum is exact in int32.
  */
 #define LIMBS_FEW   1
 #define LIMBS_ALL   2
 #define BITS_FEW    14
-#define BITS_ALL    28
+#define BITS_ALL    25
 #define FEW_MAX     32767
 #define LIMBS_BYTES 4
 #define TO_FIXED    fq_cpu_to_fixed_words

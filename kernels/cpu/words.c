@@ -22,7 +22,7 @@
 
 #include <immintrin.h>
 
-/* Bytes of codes that are asked for ahead of their use. */
+/* Bytes of codes that are asked for ahead of their use; 8 bits need no asking, as in dot.c. */
 #define AHEAD 4096
 
 #define NV 4 /* registers of rows of W in a tile, at most */
@@ -75,7 +75,7 @@ INLINE __m256i pair_of(__m256i word, int p, int bits) {
 
 /* Asks for the lines of a step AHEAD of it. */
 INLINE void prefetch(const uint8_t *codes, int64_t step, int half, int bits) {
-    const int pitch = FQ_CPU_BLOCK * 4, words = bits == 8 ? 4 : bits == 4 ? 2 : 1 + (half == 0);
+    const int pitch = FQ_CPU_BLOCK * 4, words = bits == 3 ? 1 + (half == 0) : 2;
     const int64_t first = bits == 3 ? step / 2 * 3 + half * 2 : step * words;
 
     for (int i = 0; i < words; i++)
@@ -194,10 +194,11 @@ INLINE void end_segment(const struct block *block, int64_t segment, float *part,
     }
 }
 
-/* Of the 16 registers eight at most are sums: less is left to unpack in with fewer bits. */
+/* Of the 16 registers eight at most are sums; unpacking fewer bits takes some more. */
 INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span, float *values,
                        int mr, int bits, int limbs) {
-    const int sums = mr * limbs, nv = sums == 1 || (bits == 8 && sums == 2) ? 4 : 2;
+    const int sums = mr * limbs;
+    const int nv = sums == 1 || (bits == 8 && sums == 2) ? 4 : sums <= 4 ? 2 : 1;
 
     for (int lane = 0; lane < FQ_CPU_BLOCK; lane += nv * LANES)
         tile_part(block, span, lane, values, mr, nv, bits, limbs);
