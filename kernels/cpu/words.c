@@ -122,19 +122,19 @@ INLINE __m256 zero_of(const int8_t *zeros) {
 INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, int64_t step,
                       int half, __m256i (*sum)[NV][LIMBS_ALL], int mr, int nv, int bits,
                       int limbs) {
-    const int pairs = bits == 8 ? 2 : 4;
+    const int words = bits == 8 ? 4 : 2, pairs = bits == 8 ? 2 : 4; /* of a word */
 
     if (bits < 8)
         UNROLL for (int v = 0; v < nv; v += 2) prefetch(codes + v * LANES * 4, step, half, bits);
-    UNROLL for (int i = 0; i < FQ_CPU_STEP / 2 / pairs; i++) {
-        __m256i words[NV];
+    UNROLL for (int i = 0; i < words; i++) {
+        __m256i word[NV];
 
-        UNROLL for (int v = 0; v < nv; v++) words[v] =
+        UNROLL for (int v = 0; v < nv; v++) word[v] =
             word_of(codes + v * LANES * 4, step, half, i, bits);
         UNROLL for (int p = 0; p < pairs; p++) {
             __m256i w[NV];
 
-            UNROLL for (int v = 0; v < nv; v++) w[v] = pair_of(words[v], p, bits);
+            UNROLL for (int v = 0; v < nv; v++) w[v] = pair_of(word[v], p, bits);
             UNROLL for (int m = 0; m < mr; m++) UNROLL for (int l = 0; l < limbs; l++) {
                 const __m256i x = broadcast(fixed[m].limbs + step * (FQ_CPU_STEP * LIMBS_ALL * 2) +
                                             l * FQ_CPU_STEP * 2 + (i * pairs + p) * 4);
