@@ -22,7 +22,7 @@
 
 #include <immintrin.h>
 
-/* Bytes of codes that are asked for ahead of their use; 8 bits need no asking, as in dot.c. */
+/* Bytes of codes that are asked for ahead of their use. */
 #define AHEAD 4096
 
 #define NV 4 /* registers of rows of W in a tile, at most */
@@ -73,13 +73,23 @@ INLINE __m256i pair_of(__m256i word, int p, int bits) {
     return p == 3 ? word : _mm256_and_si256(word, _mm256_set1_epi16((1 << bits) - 1));
 }
 
-/* Asks for the lines of a step AHEAD of it. */
-INLINE void prefetch(const uint8_t *codes, int64_t step, int half, int bits) {
-    const int pitch = FQ_CPU_BLOCK * 4, words = bits == 3 ? 1 + (half == 0) : 2;
-    const int64_t first = bits == 3 ? step / 2 * 3 + half * 2 : step * words;
+/* Asks for all lines AHEAD of a step, in their order.  A tile reads a half or a quarter of a
+ * block's lines at a time, in which order the processor does not load ahead. */
+INLINE void prefetch_block(const uint8_t *codes, int64_t step, int bits) {
+    const int bytes = FQ_CPU_BLOCK * FQ_CPU_STEP * bits / 8; /* of a step */
+
+    UNROLL for (int at = 0; at < bytes; at += 64)
+        _mm_prefetch((const char *)codes + step * bytes + at + AHEAD, _MM_HINT_T0);
+}
+
+/* Likewise for the line of two registers of rows of W alone: 3 bits, which take longer to unpack.
+ */
+INLINE void prefetch_three(const uint8_t *codes, int64_t step, int half) {
+    const int pitch = FQ_CPU_BLOCK * 4, words = 1 + (half == 0);
 
     for (int i = 0; i < words; i++)
-        _mm_prefetch((const char *)codes + (first + i) * pitch + AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)codes + (step / 2 * 3 + half * 2 + i) * pitch + AHEAD,
+                     _MM_HINT_T0);
 }
 
 /* ---- The product ------------------------------------------------------------------------- */
@@ -124,8 +134,8 @@ INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, in
                       int limbs) {
     const int words = bits == 8 ? 4 : 2, pairs = bits == 8 ? 2 : 4; /* of a word */
 
-    if (bits < 8)
-        UNROLL for (int v = 0; v < nv; v += 2) prefetch(codes + v * LANES * 4, step, half, bits);
+    if (bits == 3)
+        UNROLL for (int v = 0; v < nv; v += 2) prefetch_three(codes + v * LANES * 4, step, half);
     UNROLL for (int i = 0; i < words; i++) {
         __m256i word[NV];
 
@@ -155,6 +165,8 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
         UNROLL for (int l = 0; l < limbs; l++) sum[m][v][l] =
             _mm256_set1_epi32(fixed[m].chunks[span->chunks - 1].offset[l]);
     for (int64_t step = span->begin / FQ_CPU_STEP; step < span->end / FQ_CPU_STEP; step++) {
+        if (bits > 3 && lane == 0)
+            prefetch_block(block->codes, step, bits);
         if (bits == 3 && step % 2)
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
         else
