@@ -22,7 +22,7 @@
 
 #include <immintrin.h>
 
-/* Bytes of codes that are asked for ahead of their use. */
+/* Bytes of codes that are asked for ahead of their use; a chunk's bytes where it has more. */
 #define AHEAD 4096
 
 #define NV 4 /* registers of rows of W in a tile, at most */
@@ -73,23 +73,10 @@ INLINE __m256i pair_of(__m256i word, int p, int bits) {
     return p == 3 ? word : _mm256_and_si256(word, _mm256_set1_epi16((1 << bits) - 1));
 }
 
-/* Asks for all lines AHEAD of a step, in their order.  A tile reads a half or a quarter of a
- * block's lines at a time, in which order the processor does not load ahead. */
-INLINE void prefetch_block(const uint8_t *codes, int64_t step, int bits) {
-    const int bytes = FQ_CPU_BLOCK * FQ_CPU_STEP * bits / 8; /* of a step */
-
+/* Asks for the lines of `bytes` of codes. */
+INLINE void prefetch(const uint8_t *codes, int bytes) {
     UNROLL for (int at = 0; at < bytes; at += 64)
-        _mm_prefetch((const char *)codes + step * bytes + at + AHEAD, _MM_HINT_T0);
-}
-
-/* Likewise for the line of two registers of rows of W alone: 3 bits, which take longer to unpack.
- */
-INLINE void prefetch_three(const uint8_t *codes, int64_t step, int half) {
-    const int pitch = FQ_CPU_BLOCK * 4, words = 1 + (half == 0);
-
-    for (int i = 0; i < words; i++)
-        _mm_prefetch((const char *)codes + (step / 2 * 3 + half * 2 + i) * pitch + AHEAD,
-                     _MM_HINT_T0);
+        _mm_prefetch((const char *)codes + at, _MM_HINT_T0);
 }
 
 /* ---- The product ------------------------------------------------------------------------- */
@@ -134,8 +121,6 @@ INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, in
                       int limbs) {
     const int words = bits == 8 ? 4 : 2, pairs = bits == 8 ? 2 : 4; /* of a word */
 
-    if (bits == 3)
-        UNROLL for (int v = 0; v < nv; v += 2) prefetch_three(codes + v * LANES * 4, step, half);
     UNROLL for (int i = 0; i < words; i++) {
         __m256i word[NV];
 
@@ -159,14 +144,21 @@ INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, in
 INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span, int lane,
                       float *values, int mr, int nv, int bits, int limbs) {
     const struct fq_cpu_fixed *fixed = block->fixed;
+    const int64_t begin = span->begin / FQ_CPU_STEP, end = span->end / FQ_CPU_STEP;
+    const int step_bytes = FQ_CPU_BLOCK * FQ_CPU_STEP * bits / 8;
+    const int share = step_bytes * nv * LANES / FQ_CPU_BLOCK;
+    const int64_t bytes = (end - begin) * step_bytes;
+    /* Each of the passes that lanes make over a chunk asks for a part of the lines of a later one,
+     * in their order.  All of them at once would be more than a core can wait for. */
+    const uint8_t *next = block->codes + begin * step_bytes + (bytes > AHEAD ? bytes : AHEAD) +
+                          bytes * lane / FQ_CPU_BLOCK;
     __m256i sum[MR][NV][LIMBS_ALL];
 
     UNROLL for (int m = 0; m < mr; m++) UNROLL for (int v = 0; v < nv; v++)
         UNROLL for (int l = 0; l < limbs; l++) sum[m][v][l] =
             _mm256_set1_epi32(fixed[m].chunks[span->chunks - 1].offset[l]);
-    for (int64_t step = span->begin / FQ_CPU_STEP; step < span->end / FQ_CPU_STEP; step++) {
-        if (bits > 3 && lane == 0)
-            prefetch_block(block->codes, step, bits);
+    for (int64_t step = begin; step < end; step++, next += share) {
+        prefetch(next, share);
         if (bits == 3 && step % 2)
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
         else
