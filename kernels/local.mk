@@ -17,11 +17,12 @@ libfqcpu_generic_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_generic_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=generic
 libfqcpu_generic_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -Wno-psabi
 if CPU_X86
-noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512.la libfqcpu_avx512vnni.la \
-	libfqcpu_avx512bf16.la
-libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512bf16.la libfqcpu_avx512vnni.la \
-	libfqcpu_avx512.la
-libfqcpu_avx2_la_SOURCES = kernels/cpu/words.c kernels/cpu/words-fixed.c
+noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512.la \
+	libfqcpu_avx512vnni.la libfqcpu_avx512bf16.la
+libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512bf16.la \
+	libfqcpu_avx512vnni.la libfqcpu_avx512.la
+libfqcpu_avx2_la_SOURCES = kernels/cpu/words.c kernels/cpu/words-fixed.c kernels/cpu/tiles.h \
+	kernels/cpu/fixed.h
 libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx2 -mfma -mf16c
 libfqcpu_avx2_float_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx2_float_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx2_float
