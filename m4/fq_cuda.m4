@@ -68,6 +68,8 @@ CONFTEST
 ])
 AM_CONDITIONAL([HAVE_CUDA], [test $have_cuda = yes])
 AC_SUBST([NVCC])
+AC_ARG_VAR([NVCCFLAGS], [flags of nvcc (default: -O3)])
+AS_IF([test -z "$NVCCFLAGS"], [NVCCFLAGS=-O3])
 AC_SUBST([CUDA_ARCH_FLAGS])
 AC_SUBST([CUDA_CPPFLAGS])
 AC_SUBST([CUDA_LIBS])
