@@ -21,7 +21,7 @@ noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512.la
 	libfqcpu_avx512vnni.la libfqcpu_avx512bf16.la
 libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512bf16.la \
 	libfqcpu_avx512vnni.la libfqcpu_avx512.la
-libfqcpu_avx2_la_SOURCES = kernels/cpu/words.c kernels/cpu/words-fixed.c kernels/cpu/tiles.h \
+libfqcpu_avx2_la_SOURCES = kernels/cpu/words.c kernels/cpu/words-fixed.c kernels/cpu/fixed-decode.h \
 	kernels/cpu/fixed.h
 libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx2 -mfma -mf16c
 libfqcpu_avx2_float_la_SOURCES = kernels/cpu/kernels.c
@@ -31,7 +31,7 @@ libfqcpu_avx512_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx512
 libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
-libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c kernels/cpu/fixed.c kernels/cpu/tiles.h \
+libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c kernels/cpu/fixed.c kernels/cpu/fixed-decode.h \
 	kernels/cpu/fixed.h
 libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mfma -mf16c -mprefer-vector-width=512

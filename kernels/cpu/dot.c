@@ -12,7 +12,7 @@
 #define LIMBS_FEW 2
 #define LIMBS_ALL FQ_CPU_LIMBS
 #define FALLBACK  fq_cpu_avx512
-#include "tiles.h"
+#include "fixed-decode.h"
 
 #include <immintrin.h>
 

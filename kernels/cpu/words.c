@@ -18,7 +18,7 @@
 #define LIMBS_FEW 1
 #define LIMBS_ALL 2
 #define FALLBACK  fq_cpu_avx2_float
-#include "tiles.h"
+#include "fixed-decode.h"
 
 #include <immintrin.h>
 

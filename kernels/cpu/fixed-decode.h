@@ -8,8 +8,8 @@
  * LIMBS_ALL (the limbs of a segment that stands for few bits, and of any other),
  * FALLBACK (the kernels of floats), and the two functions declared below.
  */
-#ifndef FQ_KERNELS_CPU_TILES_H
-#define FQ_KERNELS_CPU_TILES_H
+#ifndef FQ_KERNELS_CPU_FIXED_DECODE_H
+#define FQ_KERNELS_CPU_FIXED_DECODE_H
 
 #include "cpu.h"
 
