@@ -98,6 +98,7 @@ template <class S, class T> class decode_summer {
             pass<SLOTS, USUAL>(at, strips);
         }
     }
+    /* At this warpgroup's first stage. */
     template <int SLOTS, bool USUAL>
     __device__ __forceinline__ walk start(slot_place (&strips)[SLOTS],
                                           const ring_place &place) const {
@@ -107,6 +108,7 @@ template <class S, class T> class decode_summer {
             pass_others<SLOTS, USUAL>(at, strips, cta.group);
         return at;
     }
+    /* To its next one, or behind the last. */
     template <int SLOTS, bool USUAL>
     __device__ __forceinline__ void next(walk &at, slot_place (&strips)[SLOTS]) const {
         pass<SLOTS, USUAL>(at, strips);
@@ -114,6 +116,7 @@ template <class S, class T> class decode_summer {
             pass_others<SLOTS, USUAL>(at, strips, S::GROUPS - 1);
     }
 
+    /* A strip's sums before its first tile. */
     __device__ __forceinline__ void clear(strip_sums &sums) const {
 #pragma unroll
         for (int j = 0; j < S::SUMS; j++)
@@ -324,9 +327,8 @@ template <class S, class T> class decode_summer {
 
         if (tiles > 0)
             mbarrier_wait(cta.full_of(w.place), w.place.parity);
-        if (tiles > 1) {
+        if (tiles > 1)
             loaded_tile<ZEROS>(at[0], stage, 0).dequantize(a[0]);
-        }
         while (of + 2 <= tiles) {
             const uint32_t x_here = uniform(x + stage / 16 + of * (S::X_TILE / 16));
             const uint32_t here = cta.empty_of(w.place);
@@ -392,7 +394,7 @@ template <class S, class T> class decode_summer {
                                                      ring_place &place) const {
         const int items = (cta.end - cta.begin) * SLOTS;
         uint32_t stage = place.stage * cta.stage_bytes;
-        uint32_t a[2][FQ_CUDA_STEPS][4];
+        tile_weights a[2];
         int of = 0; /* tile of the stage */
         /* Codes come from shared memory while products are queued, unless they take the registers
          * that these want. */
@@ -403,7 +405,7 @@ template <class S, class T> class decode_summer {
             codes = from.load_codes(stage, of);
             zero = from.template load_zeros<ZEROS>(stage, of * FQ_CUDA_STEPS);
         };
-        auto dequantize = [&](uint32_t(&to)[FQ_CUDA_STEPS][4]) {
+        auto dequantize = [&](tile_weights &to) {
 #pragma unroll
             for (int step = 0; step < FQ_CUDA_STEPS; step++)
                 fragment<S::BITS, T, !ZEROS>(to[step], codes, step, zero);
@@ -447,15 +449,7 @@ template <class S, class T> class decode_summer {
                     mbarrier_wait(cta.full_of(place), place.parity);
                 if (more && EARLY)
                     load(following);
-#pragma unroll
-                for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                    settle(a[i][step]);
-                wgmma_fence();
-#pragma unroll
-                for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                    wgmma<S::N>::template mma<T>(
-                        part, a[i][step], wgmma_descriptor(x_place + step * WGMMA_STEP), step > 0);
-                wgmma_commit();
+                multiply(part, a[i], x_place);
                 if (more && !EARLY)
                     load(following);
                 if (more)
