@@ -1,17 +1,17 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Measures what bench/results/kernels-h200.csv and model-h200.csv hold, in a folder that
-# tests/gpu/stage.sh filled, on a machine with one H200:
+# Measures what bench/results/kernels-h200.csv, model-h200.csv and counters-h200.csv hold, in a
+# folder that tests/gpu/stage.sh filled, on a machine with one H200:
 #
 #     h200.sh PART OUTPUT_FOLDER
 #
-# A part is decode, prefill, groups, curve, chain or model and takes about a minute; each writes
-# files of its own.  "h200.sh join OUTPUT_FOLDER" then makes the two tables of them.  CUBLAS names
-# the library where the loader does not find it.
+# A part is decode, prefill, groups, curve, chain, model or counters and takes about a minute; each
+# writes files of its own.  "h200.sh join OUTPUT_FOLDER" then makes the first two tables of them.
+# CUBLAS names the library where the loader does not find it.  counters wants ncu.
 set -eu
 if [ $# -ne 2 ]; then
-    echo "usage: h200.sh decode|prefill|groups|curve|chain|model|join OUTPUT_FOLDER" >&2
+    echo "usage: h200.sh decode|prefill|groups|curve|chain|model|counters|join OUTPUT_FOLDER" >&2
     exit 2
 fi
 mkdir -p "$2"
@@ -43,6 +43,37 @@ kernel() {
     bench "$name" kernel ${cublas:+"--cublas=$cublas"} "$@"
 }
 
+# counters BITS DTYPE NxK M: Nsight Compute's counters of one launch, by name, as lines of a table.
+# The clock is left as it is; the launch is alone, so its start and end overlap with no other's.
+counters() {
+    ncu --clock-control none --kernel-name 'regex:hopper_(decode|prefill)' --launch-skip 6 \
+        --launch-count 1 --csv --page raw --metrics "$metrics" bin/finequant-bench kernel \
+        --backend=cuda --bits="$1" --dtype="$2" --shape="$3" --m="$4" --seconds=0.01 \
+        >"$out/ncu.txt" 2>&1 || {
+        cat "$out/ncu.txt"
+        return 1
+    }
+    python3 - "$out/ncu.txt" "$1,$2,$3,$4" <<'END'
+import csv, sys
+rows = [row for row in csv.reader(open(sys.argv[1])) if len(row) > 20]
+for name, unit, value in zip(*rows):
+    if "__" in name:
+        print(sys.argv[2], name, unit, value.replace(",", ""), sep=",")
+END
+}
+metrics=gpu__time_duration.sum,sm__cycles_active.avg,smsp__inst_executed.sum
+metrics=$metrics,smsp__issue_active.avg.pct_of_peak_sustained_active
+metrics=$metrics,sm__pipe_tensor_op_hmma_cycles_active.avg.pct_of_peak_sustained_active
+metrics=$metrics,sm__inst_executed_pipe_alu.avg.pct_of_peak_sustained_active
+metrics=$metrics,sm__inst_executed_pipe_fma.avg.pct_of_peak_sustained_active
+metrics=$metrics,sm__inst_executed_pipe_lsu.avg.pct_of_peak_sustained_active
+metrics=$metrics,l1tex__data_pipe_lsu_wavefronts.avg.pct_of_peak_sustained_elapsed
+metrics=$metrics,dram__bytes_read.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed
+for reason in long_scoreboard short_scoreboard wait math_pipe_throttle dispatch_stall gmma \
+    no_instruction not_selected selected barrier branch_resolving mio_throttle; do
+    metrics=$metrics,smsp__average_warps_issue_stalled_${reason}_per_issue_active.ratio
+done
+
 # OPT-175B, Llama-70B and the 8B class
 shapes=12288x12288,49152x12288,12288x49152,28672x8192,8192x28672,4096x4096,14336x4096
 
@@ -64,6 +95,20 @@ model)
     for arch in opt-13b llama-70b opt-66b opt-175b; do
         bench "model.$arch" model --arch=$arch --m=1,8,32
     done
+    ;;
+counters)
+    table=$out/counters-h200.csv
+    {
+        echo "# $(ncu --version | tail -n 1), one launch each; h200.sh counters"
+        echo "bits,dtype,shape,m,counter,unit,value"
+        for m in 1 16 32 64; do counters 4 f16 12288x12288 $m; done
+        for m in 1 16; do counters 3 f16 12288x12288 $m; done
+        counters 4 bf16 12288x12288 1
+        counters 4 f16 4096x4096 1
+        for bits in 4 8; do counters $bits bf16 12288x12288 2048; done
+        counters 8 f16 12288x12288 2048
+    } >"$table"
+    grep -c . "$table"
     ;;
 join)
     for table in kernels model; do

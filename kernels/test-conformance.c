@@ -199,8 +199,32 @@ static void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
         draw(&shape, &info);
         shape.m = ms[i % COUNT(ms)];
         shape.n = i % 2 ? 13000 : 26000;
-        shape.k = 130;
+        shape.k = i % 2 ? 500 : 130;
         shape.group = i % 3 ? 64 : 16;
+        shape.gate_group = i % 2 ? 64 : 0;
+        shape.kind = FQ_MEMORY_DEVICE;
+        check_shape(backend, &shape);
+    }
+    fq_backend_free(backend);
+}
+
+/* Few rows of weights and a long K, alone and in pairs: a CTA's ring goes round many times. */
+static void stays_within_the_bounds_on_deep_weights(void **context) {
+    static const int64_t ms[] = {5, 13, 20, 40, 64};
+    struct fq_backend *backend;
+    struct fq_device_info info = open_target(*context, 0, &backend);
+
+    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 4; i++) {
+        struct shape shape = {.bits = all_bits[i / 4 % COUNT(all_bits)],
+                              .scale_type = scale_types[i % 2],
+                              .group = 64,
+                              .zeros = i / 2 % 2};
+
+        draw(&shape, &info);
+        shape.m = ms[i / 4 % COUNT(ms)];
+        shape.n = i % 3 ? 60 : 150;
+        shape.k = 4500;
+        shape.group = 64;
         shape.gate_group = i % 2 ? 64 : 0;
         shape.kind = FQ_MEMORY_DEVICE;
         check_shape(backend, &shape);
@@ -256,9 +280,10 @@ static void rows_do_not_depend_on_their_company(void **context) {
         draw(&shape, &info);
         shape.m = FQ_DECODE_ROWS;
         shape.n = i % 3 ? 130 : 33;
-        shape.k = i % 2 ? 1000 : 640;
+        shape.k = info.device_memory && i % 3 == 0 ? 5000 : i % 2 ? 1000 : 640;
         shape.group = i / 2 % 2 ? shape.k : 64;
-        shape.gate_group = shape.gate_group ? shape.group : 0;
+        if (shape.gate_group)
+            shape.gate_group = i % 2 ? shape.group : 32;
         shape.row_pointers = true;
         check_invariance(backend, &shape);
     }
@@ -365,6 +390,7 @@ int main(int argc, char **argv) {
         {"stays_within_the_bounds_on_larger_matrices", stays_within_the_bounds_on_larger_matrices},
         {"stays_within_the_bounds_on_many_rows_of_weights",
          stays_within_the_bounds_on_many_rows_of_weights},
+        {"stays_within_the_bounds_on_deep_weights", stays_within_the_bounds_on_deep_weights},
         {"rows_do_not_depend_on_their_company", rows_do_not_depend_on_their_company},
         {"repeats_bit_for_bit", repeats_bit_for_bit},
     };

@@ -144,7 +144,8 @@ static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
 static void share_strips(struct fq_cuda_launch *launch, int clusters) {
     int strips = launch->w.strips, most, run;
 
-    most = FQ_CUDA_DECODE_GROUPS * (launch->gate.codes ? 1 : FQ_CUDA_DECODE_SLOTS);
+    most = FQ_CUDA_DECODE_GROUPS *
+           (launch->gate.codes || launch->m > FQ_CUDA_SLOTS_ROWS ? 1 : FQ_CUDA_DECODE_SLOTS);
     launch->clusters = strips < clusters ? strips : clusters;
     launch->strips_each = strips / launch->clusters;
     launch->strips_longer = strips % launch->clusters;

@@ -15,7 +15,8 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int N = N_, BITS = BITS_;
     static constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS; /* X from its rows, mma.sync */
     static constexpr int GROUPS = FQ_CUDA_DECODE_GROUPS;     /* consumer warpgroups */
-    static constexpr int SLOTS = FQ_CUDA_DECODE_SLOTS;       /* strips of each */
+    static constexpr int SLOTS =
+        N <= FQ_CUDA_SLOTS_ROWS ? FQ_CUDA_DECODE_SLOTS : 1; /* strips of each */
     static constexpr int CONSUMERS = 128 * GROUPS;
     /* A warp produces weights.  Where X comes row by row, one or two others do that; else the next
      * one.  Where registers are scarce producers are a warpgroup, some of it idle, for the
@@ -27,7 +28,7 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int PRODUCER_REGISTERS = DIRECT ? 56 : 32;
     static constexpr int CONSUMER_REGISTERS = DIRECT ? 152 : 160;
     static constexpr int SHARED = 226 << 10;              /* bytes, at most: a multiprocessor's */
-    static constexpr int ENOUGH_STAGES = N == 32 ? 3 : 4; /* as measured */
+    static constexpr int ENOUGH_STAGES = N >= 32 ? 3 : 4; /* as measured */
     static constexpr int SUMS = N / 2;                    /* of a thread and strip */
     /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows of
      * two tiles, by whose pitch ldmatrix hits all banks, or tiles as wgmma wants them. */
@@ -51,6 +52,10 @@ template <int N_, int BITS_> struct decode_shape {
     }
     static __host__ __device__ int in_bytes(int strips) {
         return strips * KEPT * N * 4;
+    }
+    /* Sums of a gate's strips, all rows of X, until those of W are there. */
+    static __host__ __device__ int gate_bytes(int strips) {
+        return N * out_pitch(strips);
     }
     static __host__ __device__ int codes_at(int tiles) {
         return DIRECT ? tiles / 2 * X_PAIR : tiles * X_TILE;
@@ -81,10 +86,16 @@ template <class S> struct decode_cta {
     const int tiles;      /* of K in a stage */
     const int strips;     /* that a stage has room for */
     const int begin, end; /* this CTA's tiles of every block */
-    const bool parted;    /* a strip is all warpgroups': they take stages in turn */
+    /* Of a pair, a block has strips of the gate and the same ones of W; or, where a warpgroup has
+     * one slot, the gate's are one block and W's the next. */
+    const bool paired, in_turns;
+    const int blocks;        /* of this cluster, a gate's counted */
+    const int segments_log2; /* of a tile, each with one scale a row: of a pair the most */
+    const bool parted;       /* a strip is all warpgroups': they take stages in turn */
     /* And a place of the ring is always the same one's.  If not, all wait for all stages: who waits
      * for a barrier's next phase but one goes on at once. */
     const bool owned;
+    const bool roomy; /* a warpgroup may keep a stage until its next one is there */
     const int cluster, rank;
     const int thread, lane;
     const int group; /* warpgroup; that a warp's threads have the same, the compiler knows */
@@ -93,24 +104,25 @@ template <class S> struct decode_cta {
     struct block_place {
         int strip;         /* its first, of Y */
         int strips, first; /* how many, both of a pair's counted; those in slot 0 */
+        bool of_gate;      /* the gate's alone */
 
         __device__ __forceinline__ block_place(const decode_cta &d, int block) {
             const fq_cuda_launch &l = d.launch;
-            const int count = fq_cuda_decode_strips(l.strips_each, l.strips_longer, l.blocks,
-                                                    d.cluster, block, &strip);
+            const int count =
+                fq_cuda_decode_strips(l.strips_each, l.strips_longer, l.blocks, d.cluster,
+                                      d.in_turns ? block / 2 : block, &strip);
 
-            strips = l.gate.codes ? 2 * count : count;
-            first = l.gate.codes ? count : min(count, S::GROUPS);
+            strips = d.paired ? 2 * count : count;
+            first = d.paired ? count : min(count, S::GROUPS);
+            of_gate = d.in_turns && block % 2 == 0;
         }
     };
 
     /* Which matrix and strip is the index-th of a block; false: there is none. */
     __device__ __forceinline__ bool find_strip(const block_place &block, int index,
                                                const fq_cuda_matrix *&w, int &strip) const {
-        const bool gated = launch.gate.codes != nullptr;
-
-        w = gated && index < block.first ? &launch.gate : &launch.w;
-        strip = block.strip + (gated && index >= block.first ? index - block.first : index);
+        w = block.of_gate || (paired && index < block.first) ? &launch.gate : &launch.w;
+        strip = block.strip + (paired && index >= block.first ? index - block.first : index);
         return index < block.strips;
     }
 
@@ -127,13 +139,16 @@ template <class S> struct decode_cta {
                index * launch.slots * FQ_CUDA_ZERO_BYTES;
     }
 
-    /* From one row of X to the next at `out`; and where the other CTA's sums of this one's rows
-     * are. */
+    /* From one row of X to the next at `out`; where the other CTA's sums of this one's rows are;
+     * and a gate's sums. */
     __device__ __forceinline__ int out_pitch() const {
         return S::out_pitch(strips);
     }
     __device__ __forceinline__ uint32_t in() const {
         return out + S::out_bytes(strips);
+    }
+    __device__ __forceinline__ uint32_t gate_out() const {
+        return in() + S::in_bytes(strips);
     }
 
     __device__ __forceinline__ uint32_t full_of(const ring_place &place) const {
@@ -147,10 +162,14 @@ template <class S> struct decode_cta {
         : launch(l), ring(shared), full(shared + l.stages * l.stage_bytes),
           empty(full + l.stages * 8), out(empty + l.stages * 8 + 16), ready(empty + l.stages * 8),
           taken(ready + 8), stage_bytes(l.stage_bytes), tiles(l.stage_tiles),
-          strips(l.block_strips * (l.gate.codes ? 2 : 1)),
+          strips(l.block_strips * (l.gate.codes && S::SLOTS > 1 ? 2 : 1)),
           begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
           end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
-          parted(l.block_strips == 1), owned(parted && l.stages % S::GROUPS == 0),
+          paired(l.gate.codes && S::SLOTS > 1), in_turns(l.gate.codes && S::SLOTS == 1),
+          blocks(in_turns ? 2 * l.blocks : l.blocks),
+          segments_log2(l.gate.codes ? max(l.w.slots_log2, l.gate.slots_log2) : l.w.slots_log2),
+          parted(l.block_strips == 1), owned(parted && blocks == 1 && l.stages % S::GROUPS == 0),
+          roomy(owned ? l.stages >= 2 * S::GROUPS : !parted || l.stages > S::GROUPS),
           cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT), rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT),
           thread(threadIdx.x), lane(threadIdx.x % 32),
           group(__shfl_sync(~0u, threadIdx.x / 128, 0)) {

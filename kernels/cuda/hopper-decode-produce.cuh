@@ -23,10 +23,10 @@ template <class S> class decode_producer {
         __device__ __forceinline__ explicit cursor(const decode_cta<S> &d)
             : block(0), tile(d.begin), place(d.launch.stages) {
             if (d.begin == d.end)
-                block = d.launch.blocks;
+                block = d.blocks;
         }
         __device__ __forceinline__ bool valid(const decode_cta<S> &d) const {
-            return block < d.launch.blocks;
+            return block < d.blocks;
         }
         /* True where a new block begins. */
         __device__ __forceinline__ bool next(const decode_cta<S> &d) {
@@ -42,16 +42,15 @@ template <class S> class decode_producer {
 
     using copies = strip_copies<S::BITS, S::GROUPS * S::SLOTS>;
 
-    /* Of the strips of a block; of a gated pair, of the gate (slot 0) or of W (slot 1). */
+    /* Of the strips of a block; where it is a pair's, of the gate (slot 0) or of W (slot 1). */
     __device__ __forceinline__ copies copies_of(int of, int slot) const {
         const block_place block(cta, of);
-        const bool gated = cta.launch.gate.codes != nullptr;
         const int index = slot * block.first;
 
-        return copies(gated && slot == 0 ? cta.launch.gate : cta.launch.w, block.strip,
-                      gated ? block.first : block.strips, cta.begin, cta.codes_of(index),
-                      cta.tiles * S::TILE, cta.scales_of(index), cta.zeros_of(index),
-                      cta.launch.slots);
+        return copies(block.of_gate || (cta.paired && slot == 0) ? cta.launch.gate : cta.launch.w,
+                      block.strip, cta.paired ? block.first : block.strips, cta.begin,
+                      cta.codes_of(index), cta.tiles * S::TILE, cta.scales_of(index),
+                      cta.zeros_of(index), cta.launch.slots);
     }
 
     /* X straight from its rows, on 16 bytes: of two tiles, a lane has the same 16-byte piece of
@@ -101,7 +100,7 @@ template <class S> class decode_producer {
      * that, and a thread the weights; with more rows, a thread has the codes and another one
      * the scales and X.  Weights fill the ring before the kernels that made X are done.
      */
-    template <bool CODES, bool SCALES, bool GATED> struct weights_producer {
+    template <bool CODES, bool SCALES, bool PAIRED> struct weights_producer {
         const decode_producer &producer;
         const decode_cta<S> &d;
         cursor at;
@@ -109,7 +108,7 @@ template <class S> class decode_producer {
 
         __device__ __forceinline__ explicit weights_producer(const decode_producer &of)
             : producer(of), d(of.cta), at(of.cta), one(of.copies_of(0, 0)),
-              two(of.copies_of(0, GATED)) {
+              two(of.copies_of(0, PAIRED)) {
         }
         /* The next stage, and, by the thread that puts scales, X beside it. */
         __device__ __forceinline__ void put() {
@@ -120,30 +119,30 @@ template <class S> class decode_producer {
             uint32_t all = SCALES && !S::DIRECT ? tiles * S::X_TILE : 0;
 
             if (CODES)
-                all += one.code_bytes(tiles) + (GATED ? two.code_bytes(tiles) : 0);
+                all += one.code_bytes(tiles) + (PAIRED ? two.code_bytes(tiles) : 0);
             if (SCALES)
-                all += one.scale_bytes(groups_one) + (GATED ? two.scale_bytes(groups_two) : 0);
+                all += one.scale_bytes(groups_one) + (PAIRED ? two.scale_bytes(groups_two) : 0);
             mbarrier_expect(barrier, all);
             if (CODES) {
                 one.put_codes(stage, tiles, barrier);
-                if (GATED)
+                if (PAIRED)
                     two.put_codes(stage, tiles, barrier);
             }
             if (SCALES) {
                 one.put_scales(stage, tiles, groups_one, barrier);
-                if (GATED)
+                if (PAIRED)
                     two.put_scales(stage, tiles, groups_two, barrier);
             }
             if (at.next(d) && at.valid(d)) {
                 one = producer.copies_of(at.block, 0);
-                if (GATED)
+                if (PAIRED)
                     two = producer.copies_of(at.block, 1);
             }
         }
     };
 
-    template <bool GATED> __device__ __forceinline__ void put_all_weights() const {
-        weights_producer<true, S::DIRECT, GATED> weights(*this);
+    template <bool PAIRED> __device__ __forceinline__ void put_all_weights() const {
+        weights_producer<true, S::DIRECT, PAIRED> weights(*this);
 
         while (weights.at.valid(cta)) {
             mbarrier_wait(cta.empty_of(weights.at.place), weights.at.place.parity ^ 1);
@@ -151,8 +150,8 @@ template <class S> class decode_producer {
         }
     }
 
-    template <bool GATED> __device__ __forceinline__ void put_all_scales_and_x() const {
-        weights_producer<false, true, GATED> weights(*this);
+    template <bool PAIRED> __device__ __forceinline__ void put_all_scales_and_x() const {
+        weights_producer<false, true, PAIRED> weights(*this);
         cursor of_x(cta);
 
         for (int i = 0; i < cta.launch.stages && weights.at.valid(cta); i++)
@@ -175,16 +174,16 @@ template <class S> class decode_producer {
 
     /* By a thread. */
     __device__ __forceinline__ void produce_weights() const {
-        if (cta.launch.gate.codes)
-            put_all_weights<true>();
+        if (S::SLOTS > 1 && cta.paired)
+            put_all_weights<S::SLOTS != 1>();
         else
             put_all_weights<false>();
     }
 
     /* By a thread. */
     __device__ __forceinline__ void produce_scales_and_x() const {
-        if (cta.launch.gate.codes)
-            put_all_scales_and_x<true>();
+        if (S::SLOTS > 1 && cta.paired)
+            put_all_scales_and_x<S::SLOTS != 1>();
         else
             put_all_scales_and_x<false>();
     }

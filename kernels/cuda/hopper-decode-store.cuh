@@ -89,11 +89,13 @@ template <class S, class T> class decode_storer {
         return block.strips * 64 * ((cta.launch.m + 7) / 8) * 16;
     }
 
-    /* Adds what the other CTA sent, and puts the sums where they lie side by side. */
+    /* Adds what the other CTA sent, for rows row0.. of X, and puts the sums where they lie side by
+     * side. */
     __device__ __forceinline__ void add_sums(const strip_sums (&sums)[S::SLOTS],
-                                             const block_place &block, int row0) const {
+                                             const block_place &block, int row0,
+                                             uint32_t out) const {
         const uint32_t mine =
-            cta.out + cta.lane % 4 * 2 * cta.out_pitch() +
+            out + cta.lane % 4 * 2 * cta.out_pitch() +
             (cta.thread / 128 * S::KEPT + cta.thread / 32 % 2 * FQ_CUDA_QUARTER + cta.lane / 4) * 4;
 
 #pragma unroll
@@ -120,22 +122,24 @@ template <class S, class T> class decode_storer {
     __device__ __forceinline__ void store_rows(const block_place &block, int row0) const {
         constexpr int RUNS = S::KEPT / 4; /* of four rows of W, in a strip */
         const bool gated = !PLAIN && cta.launch.gate.codes != nullptr;
-        const int of_y = gated ? block.first : block.strips; /* strips of Y */
+        const bool paired = !PLAIN && cta.paired;
+        const int of_y = paired ? block.first : block.strips; /* strips of Y */
         const int rows = min(S::OUT_ROWS, cta.launch.m - row0);
 
         for (int i = keeper(); i < rows * of_y * RUNS; i += KEEPERS) {
             const int run = i % (of_y * RUNS), m = row0 + i / (of_y * RUNS);
             const int strip = run / RUNS, row = run % RUNS * 4;
             const int n = (block.strip + strip) * FQ_CUDA_STRIP + cta.rank * S::KEPT + row;
-            const uint32_t at =
-                cta.out + (m - row0) * cta.out_pitch() + (strip * S::KEPT + row) * 4;
+            const uint32_t from = (strip * S::KEPT + row) * 4;
+            const uint32_t at = cta.out + (m - row0) * cta.out_pitch() + from;
             float v[4], gate[4];
 
             if (n >= cta.launch.w.n)
                 continue;
-            if (!PLAIN)
-                *reinterpret_cast<float4 *>(gate) = lds_f4(at);
-            *reinterpret_cast<float4 *>(v) = lds_f4(gated ? at + block.first * S::KEPT * 4 : at);
+            if (gated)
+                *reinterpret_cast<float4 *>(gate) =
+                    lds_f4(paired ? at : cta.gate_out() + m * cta.out_pitch() + from);
+            *reinterpret_cast<float4 *>(v) = lds_f4(paired ? at + block.first * S::KEPT * 4 : at);
             store_run<T, 4, PLAIN>(cta.launch, v, gate, cta.launch.y_rows[m],
                                    cta.launch.residual_rows[m], n);
         }
@@ -160,16 +164,19 @@ template <class S, class T> class decode_storer {
             mbarrier_expect(cta.ready, parcel_bytes(block));
         mbarrier_wait(cta.ready, i & 1);
         for (int row0 = 0; row0 < cta.launch.m; row0 += S::OUT_ROWS) {
-            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, KEEPERS); /* the last rows are stored */
-            add_sums(sums, block, row0);
-            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, KEEPERS);
+            named_barrier(FQ_CUDA_BARRIER_KEEPERS, KEEPERS); /* the last rows are stored */
+            add_sums(sums, block, row0,
+                     block.of_gate ? cta.gate_out() + row0 * cta.out_pitch() : cta.out);
+            named_barrier(FQ_CUDA_BARRIER_KEEPERS, KEEPERS);
+            if (block.of_gate)
+                continue;
             if (is_plain(cta.launch, cta.launch.residual_rows[0]))
                 store_rows<true>(block, row0);
             else
                 store_rows<false>(block, row0);
         }
         /* after the last block the other CTA may be gone */
-        if (i + 1 < cta.launch.blocks && keeper() == 0)
+        if (i + 1 < cta.blocks && keeper() == 0)
             mbarrier_arrive_at(cta.taken, cta.rank ^ 1);
     }
 };

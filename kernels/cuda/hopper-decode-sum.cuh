@@ -86,12 +86,12 @@ template <class S, class T> class decode_summer {
             if (!USUAL)
                 strips[s].groups.advance(cta.tiles * FQ_CUDA_STEPS);
     }
-    /* Past so many stages of the other warpgroups. */
+    /* Past so many stages of the other warpgroups, if there are. */
     template <int SLOTS, bool USUAL>
     __device__ __forceinline__ void pass_others(walk &at, slot_place (&strips)[SLOTS],
                                                 int stages) const {
-        for (int i = 0; i < stages; i++) {
-            if (!cta.owned && at.tile < cta.end) {
+        for (int i = 0; i < stages && at.tile < cta.end; i++) {
+            if (!cta.owned) {
                 mbarrier_wait(cta.full_of(at.place), at.place.parity);
                 release(cta.empty_of(at.place));
             }
@@ -311,9 +311,9 @@ template <class S, class T> class decode_summer {
     }
 
     /*
-     * The same by wgmma for up to 32 rows, where a tile has one scale a row: two tiles, of each
-     * strip, a round.  While the tensor cores are at a tile, the products of the one before are
-     * added, and the next one is dequantized.
+     * The same by wgmma, where a tile has one scale a row: two tiles, of each strip, a round. While
+     * the tensor cores are at a tile, the products of the one before are added, and the next one is
+     * dequantized.
      */
     template <int SLOTS, bool ZEROS, bool USUAL>
     __device__ __forceinline__ void sum_tiles_ahead(strip_sums (&sums)[S::SLOTS],
@@ -385,108 +385,24 @@ template <class S, class T> class decode_summer {
         place = w.place;
     }
 
-    /*
-     * The same for more rows, whose sums leave no registers for the products of two tiles.
-     */
-    template <int SLOTS, bool ZEROS>
-    __device__ __forceinline__ void sum_tile_by_tile(strip_sums (&sums)[S::SLOTS],
-                                                     slot_place (&at)[SLOTS],
-                                                     ring_place &place) const {
-        const int items = (cta.end - cta.begin) * SLOTS;
-        uint32_t stage = place.stage * cta.stage_bytes;
-        tile_weights a[2];
-        int of = 0; /* tile of the stage */
-        /* Codes come from shared memory while products are queued, unless they take the registers
-         * that these want. */
-        constexpr bool EARLY = S::BITS != 8;
-        lane_codes<S::BITS> codes;
-        zero_terms<S::BITS, T> zero;
-        auto load = [&](const slot_place &from) {
-            codes = from.load_codes(stage, of);
-            zero = from.template load_zeros<ZEROS>(stage, of * FQ_CUDA_STEPS);
-        };
-        auto dequantize = [&](tile_weights &to) {
-#pragma unroll
-            for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                fragment<S::BITS, T, !ZEROS>(to[step], codes, step, zero);
-        };
-
-        if (items == 0)
-            return;
-        mbarrier_wait(cta.full_of(place), place.parity);
-        load(at[0]);
-        dequantize(a[0]);
-        for (int item = 0; item < items; item += 2) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                constexpr int LAST = SLOTS - 1;
-                const int slot = SLOTS == 2 ? i : 0; /* known when compiled */
-                const ring_place here = place;
-                strip_sums part;
-
-                if (item + i >= items)
-                    break;
-                const bool more = item + i + 1 < items;
-                const uint32_t scale =
-                    at[slot].template load_scales<false>(stage, of * FQ_CUDA_STEPS);
-                const uint32_t x_place = x + stage / 16 + of * (S::X_TILE / 16);
-                /* with this stage: its last tile, or K's */
-                const bool done = slot == LAST && (of + 1 == cta.tiles || !more);
-
-                if (slot == LAST)
-                    of++;
-                if (done) {
-                    of = 0;
-                    place.next();
-                    stage = place.stage * cta.stage_bytes;
-#pragma unroll
-                    for (int s = 0; s < SLOTS; s++)
-                        at[s].groups.advance(cta.tiles * FQ_CUDA_STEPS);
-                }
-                const slot_place &following = at[slot == LAST ? 0 : LAST];
-
-                if (more && done)
-                    mbarrier_wait(cta.full_of(place), place.parity);
-                if (more && EARLY)
-                    load(following);
-                multiply(part, a[i], x_place);
-                if (more && !EARLY)
-                    load(following);
-                if (more)
-                    dequantize(a[1 - i]);
-                wgmma_wait<0>();
-                settle(part);
-                if (done)
-                    release(cta.empty_of(here));
-                add_scaled(sums[slot], part, at[slot].template unpack<false>(scale));
-            }
-        }
-    }
-
     template <int SLOTS, bool ZEROS, bool USUAL>
     __device__ __forceinline__ void sum_whole_tiles(strip_sums (&sums)[S::SLOTS],
                                                     slot_place (&at)[SLOTS],
                                                     ring_place &place) const {
-        if constexpr (S::DIRECT)
+        if (S::DIRECT || (S::N > FQ_CUDA_SLOTS_ROWS && !cta.roomy))
             sum_tiles<SLOTS, 1, ZEROS, USUAL>(sums, at, place);
-        else if constexpr (S::N > 32)
-            if (cta.parted)
-                sum_tiles<SLOTS, 1, ZEROS, false>(sums, at, place);
-            else
-                sum_tile_by_tile<SLOTS, ZEROS>(sums, at, place);
-        else
+        else if constexpr (!S::DIRECT)
             sum_tiles_ahead<SLOTS, ZEROS, USUAL>(sums, at, place);
     }
 
     template <int SLOTS, bool ZEROS>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                                              int segments_log2, bool usual,
-                                              ring_place &place) const {
-        if (S::N <= 32 && segments_log2 == 0 && usual)
+                                              bool usual, ring_place &place) const {
+        if (cta.segments_log2 == 0 && usual)
             sum_whole_tiles<SLOTS, ZEROS, true>(sums, at, place);
-        else if (segments_log2 == 0)
+        else if (cta.segments_log2 == 0)
             sum_whole_tiles<SLOTS, ZEROS, false>(sums, at, place);
-        else if (segments_log2 == 1)
+        else if (cta.segments_log2 == 1)
             sum_tiles<SLOTS, 2, ZEROS, false>(sums, at, place);
         else
             sum_tiles<SLOTS, 4, ZEROS, false>(sums, at, place);
@@ -536,34 +452,37 @@ template <class S, class T> class decode_summer {
     __device__ __forceinline__ void sum(strip_sums (&sums)[S::SLOTS], const block_place &block,
                                         ring_place &place) const {
         const int group = cta.parted ? 0 : cta.group;
-        const fq_cuda_matrix *w[S::SLOTS];
+        const fq_cuda_matrix *w[2];
         int strip;
         const bool one = cta.find_strip(block, group, w[0], strip) && group < block.first;
-        const bool two = cta.find_strip(block, group + block.first, w[1], strip) && one;
+        const bool two =
+            S::SLOTS > 1 && cta.find_strip(block, group + block.first, w[1], strip) && one;
 
         /* each case with places of its own: what one has no registers for, the other may have */
         if (!one) {
             skip_block(place);
-        } else if (two) {
-            slot_place at[2] = {{cta, block, 0, *w[0]}, {cta, block, 1, *w[1]}};
-            const int segments = max(w[0]->slots_log2, w[1]->slots_log2);
-            const bool usual = is_usual(*w[0]) && is_usual(*w[1]);
-
-            clear(sums[0]);
-            clear(sums[1]);
-            if (w[0]->zeros || w[1]->zeros)
-                sum_block<2, true>(sums, at, segments, usual, place);
-            else
-                sum_block<2, false>(sums, at, segments, usual, place);
-        } else {
-            slot_place at[1] = {{cta, block, 0, *w[0]}};
-
-            clear(sums[0]);
-            if (w[0]->zeros)
-                sum_block<1, true>(sums, at, w[0]->slots_log2, is_usual(*w[0]), place);
-            else
-                sum_block<1, false>(sums, at, w[0]->slots_log2, is_usual(*w[0]), place);
+            return;
         }
+        if constexpr (S::SLOTS > 1)
+            if (two) {
+                slot_place at[2] = {{cta, block, 0, *w[0]}, {cta, block, 1, *w[1]}};
+                const bool usual = is_usual(*w[0]) && is_usual(*w[1]);
+
+                clear(sums[0]);
+                clear(sums[1]);
+                if (w[0]->zeros || w[1]->zeros)
+                    sum_block<2, true>(sums, at, usual, place);
+                else
+                    sum_block<2, false>(sums, at, usual, place);
+                return;
+            }
+        slot_place at[1] = {{cta, block, 0, *w[0]}};
+
+        clear(sums[0]);
+        if (w[0]->zeros)
+            sum_block<1, true>(sums, at, is_usual(*w[0]), place);
+        else
+            sum_block<1, false>(sums, at, is_usual(*w[0]), place);
     }
 };
 

@@ -12,12 +12,13 @@
  *      strip 5   +-------+-------+   of every strip
  *
  * A CTA has three consumer warpgroups of up to two strips each, `first` strips in slot 0 and the
- * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  Where
- * blocks have one strip (or pair), all three have it: they take stages in turn, and the first
- * one adds what they have.  W is the register operand of the tensor cores, rows of X are columns
- * of theirs.  Sums of a group are scaled in fp32.  mma.sync and wgmma of any width sum a column
- * alike, and which CTA sums what does not depend on m: a row's bits are the same alone and among
- * 63 others.
+ * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  From 33
+ * rows of X on, whose sums leave registers for one slot, a block has strips of a pair's gate, and
+ * the next one those of W.  Where blocks have one strip (or pair), all three warpgroups have it:
+ * they take stages in turn, and the first one adds what they have.  W is the register operand of
+ * the tensor cores, rows of X are columns of theirs.  Sums of a group are scaled in fp32.  mma.sync
+ * and wgmma of any width sum a column alike, and which CTA sums what does not depend on m: a row's
+ * bits are the same alone and among 63 others.
  *
  * Up to 16 rows, X comes straight from the rows, and mma.sync multiplies.  More rows are multiplied
  * by wgmma, and come by a tensor map where they are equally far apart; else they are arranged
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         if (S::MOVES_REGISTERS)
             registers_take<S::CONSUMER_REGISTERS>();
         cluster_wait(); /* the barriers of both CTAs are there */
-        for (int i = 0; i < args.blocks; i++) {
+        for (int i = 0; i < cta.blocks; i++) {
             const typename decode_cta<S>::block_place block(cta, i);
             typename decode_cta<S>::strip_sums sums[S::SLOTS];
 
@@ -86,8 +87,9 @@ template <class S, class T>
 static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaStream_t stream) {
     const bool gated = args.gate.codes != nullptr;
     const bool zeros = args.w.zeros || (gated && args.gate.zeros);
-    const int strips = args.block_strips * (gated ? 2 : 1);
-    const int fixed = 1024 + 16 + S::out_bytes(strips) + S::in_bytes(strips);
+    const int strips = args.block_strips * (gated && S::SLOTS > 1 ? 2 : 1);
+    const int fixed = 1024 + 16 + S::out_bytes(strips) + S::in_bytes(strips) +
+                      (gated && S::SLOTS == 1 ? S::gate_bytes(strips) : 0);
 
     /* Long stages are few copies, each of which costs the producer some 100 cycles, and few waits
      * of the consumers. */
@@ -100,7 +102,7 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
             break;
     }
     args.stages = args.stages > 16 ? 16 : args.stages;
-    if (args.block_strips == 1 && args.stages >= S::GROUPS)
+    if (args.block_strips == 1 && args.stages >= 2 * S::GROUPS)
         args.stages -= args.stages % S::GROUPS; /* each warpgroup has stages of its own */
     return launch_overlapped(hopper_decode<S, T>, dim3(args.clusters * FQ_CUDA_DECODE_SPLIT),
                              S::THREADS, fixed + args.stages * (args.stage_bytes + 16),

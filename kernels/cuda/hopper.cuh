@@ -29,6 +29,7 @@
 #define FQ_CUDA_BARRIER_PART      3
 #define FQ_CUDA_BARRIER_GROUPS    4 /* and one more for each warpgroup */
 #define FQ_CUDA_BARRIER_TURNS     6 /* the same */
+#define FQ_CUDA_BARRIER_KEEPERS   8 /* of the consumers that store */
 
 /*
  * Lanes of a warp that count it in where it is done with a stage.  One is enough, behind

@@ -36,9 +36,10 @@
 
 /* ---- Decode --------------------------------------------------------------------------------- */
 
-#define FQ_CUDA_DECODE_SPLIT  2  /* CTAs of a cluster, which part K */
-#define FQ_CUDA_DECODE_GROUPS 3  /* consumer warpgroups of a CTA */
-#define FQ_CUDA_DECODE_SLOTS  2  /* strips of each */
+#define FQ_CUDA_DECODE_SPLIT  2 /* CTAs of a cluster, which part K */
+#define FQ_CUDA_DECODE_GROUPS 3 /* consumer warpgroups of a CTA */
+#define FQ_CUDA_DECODE_SLOTS  2 /* strips of each, up to FQ_CUDA_SLOTS_ROWS rows of X; beyond, 1 */
+#define FQ_CUDA_SLOTS_ROWS    32
 #define FQ_CUDA_DIRECT_ROWS   16 /* of X, that are taken as they lie */
 
 /* Where a block has one strip, the consumer warpgroups take stages of so many tiles in turn: of as
