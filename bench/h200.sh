@@ -53,11 +53,12 @@ counters() {
         cat "$out/ncu.txt"
         return 1
     }
-    python3 - "$out/ncu.txt" "$1,$2,$3,$4" <<'END'
+    python3 - "$out/ncu.txt" "$1,$2,$3,$4" "$metrics" <<'END'
 import csv, sys
-rows = [row for row in csv.reader(open(sys.argv[1])) if len(row) > 20]
+asked = sys.argv[3].split(",")
+rows = [row for row in csv.reader(open(sys.argv[1])) if len(row) > len(asked)]
 for name, unit, value in zip(*rows):
-    if "__" in name:
+    if name in asked:
         print(sys.argv[2], name, unit, value.replace(",", ""), sep=",")
 END
 }
