@@ -42,35 +42,45 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int JOINED = (GROUPS - 1) * FQ_CUDA_STRIP * N * 4; /* sums, see join_sums() */
 
     /* Of blocks of so many strips, a pair's counted both. */
-    static __host__ __device__ int out_pitch(int strips) {
+    static constexpr __host__ __device__ int out_pitch(int strips) {
         return strips * KEPT * 4 + 16;
     }
-    static __host__ __device__ int out_bytes(int strips) {
+    static constexpr __host__ __device__ int out_bytes(int strips) {
         const int rows = OUT_ROWS * out_pitch(strips);
 
         return strips <= 2 && JOINED > rows ? JOINED : rows;
     }
-    static __host__ __device__ int in_bytes(int strips) {
+    static constexpr __host__ __device__ int in_bytes(int strips) {
         return strips * KEPT * N * 4;
     }
     /* Sums of a gate's strips, all rows of X, until those of W are there. */
-    static __host__ __device__ int gate_bytes(int strips) {
+    static constexpr __host__ __device__ int gate_bytes(int strips) {
         return N * out_pitch(strips);
     }
-    static __host__ __device__ int codes_at(int tiles) {
+    static constexpr __host__ __device__ int codes_at(int tiles) {
         return DIRECT ? tiles / 2 * X_PAIR : tiles * X_TILE;
     }
-    static __host__ __device__ int scales_at(int tiles, int strips) {
+    static constexpr __host__ __device__ int scales_at(int tiles, int strips) {
         return codes_at(tiles) + strips * tiles * TILE;
     }
-    static __host__ __device__ int zeros_at(int tiles, int strips, int slots) {
+    static constexpr __host__ __device__ int zeros_at(int tiles, int strips, int slots) {
         return scales_at(tiles, strips) + strips * slots * FQ_CUDA_SCALE_BYTES;
     }
-    static __host__ __device__ int stage_bytes(int tiles, int strips, int slots, bool zeros) {
+    static constexpr __host__ __device__ int stage_bytes(int tiles, int strips, int slots,
+                                                         bool zeros) {
         int bytes = zeros_at(tiles, strips, slots) + strips * slots * zeros * FQ_CUDA_ZERO_BYTES;
         int align = DIRECT ? 128 : 1024;
 
         return (bytes + align - 1) / align * align;
+    }
+    /* Bytes beside the ring; gate_out: with room for a gate's sums. */
+    static constexpr __host__ __device__ int fixed_bytes(int strips, bool gate_out) {
+        return 1024 + 16 + out_bytes(strips) + in_bytes(strips) +
+               (gate_out ? gate_bytes(strips) : 0);
+    }
+    /* How many stages find room. */
+    static constexpr __host__ __device__ int stages_of(int bytes, int fixed) {
+        return (SHARED - fixed) / (bytes + 16);
     }
 };
 

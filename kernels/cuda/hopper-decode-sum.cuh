@@ -389,7 +389,12 @@ template <class S, class T> class decode_summer {
     __device__ __forceinline__ void sum_whole_tiles(strip_sums (&sums)[S::SLOTS],
                                                     slot_place (&at)[SLOTS],
                                                     ring_place &place) const {
-        if (S::DIRECT || (S::N > FQ_CUDA_SLOTS_ROWS && !cta.roomy))
+        /* with a scale a tile and two slots, there always is room */
+        static_assert(S::SLOTS == 1 || S::stages_of(S::stage_bytes(FQ_CUDA_PARTED_TILES, 2,
+                                                                   FQ_CUDA_PARTED_TILES, true),
+                                                    S::fixed_bytes(2, false)) > S::GROUPS);
+
+        if (S::DIRECT || (S::SLOTS == 1 && !cta.roomy))
             sum_tiles<SLOTS, 1, ZEROS, USUAL>(sums, at, place);
         else if constexpr (!S::DIRECT)
             sum_tiles_ahead<SLOTS, ZEROS, USUAL>(sums, at, place);

@@ -88,8 +88,7 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
     const bool gated = args.gate.codes != nullptr;
     const bool zeros = args.w.zeros || (gated && args.gate.zeros);
     const int strips = args.block_strips * (gated && S::SLOTS > 1 ? 2 : 1);
-    const int fixed = 1024 + 16 + S::out_bytes(strips) + S::in_bytes(strips) +
-                      (gated && S::SLOTS == 1 ? S::gate_bytes(strips) : 0);
+    const int fixed = S::fixed_bytes(strips, gated && S::SLOTS == 1);
 
     /* Long stages are few copies, each of which costs the producer some 100 cycles, and few waits
      * of the consumers. */
@@ -97,7 +96,7 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
          args.stage_tiles -= 2) {
         args.slots = slots_within(args, args.stage_tiles, 2);
         args.stage_bytes = S::stage_bytes(args.stage_tiles, strips, args.slots, zeros);
-        args.stages = (S::SHARED - fixed) / (args.stage_bytes + 16);
+        args.stages = S::stages_of(args.stage_bytes, fixed);
         if (args.stage_tiles == 2 || args.stages >= S::ENOUGH_STAGES || args.block_strips == 1)
             break;
     }
