@@ -25,7 +25,7 @@
 /* Bytes of codes that are asked for ahead of their use; a chunk's bytes where it has more. */
 #define AHEAD 4096
 
-#define NV 4 /* registers of rows of W in a tile, at most */
+#define NV 8 /* registers of rows of W in a tile, at most: all of a block */
 
 /* ---- Codes to 16-bit integers ------------------------------------------------------------ */
 
@@ -124,6 +124,18 @@ INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, in
     UNROLL for (int i = 0; i < words; i++) {
         __m256i word[NV];
 
+        if (nv == NV) { /* whose words would take the registers of sums */
+            UNROLL for (int p = 0; p < pairs; p++) {
+                const __m256i x = broadcast(fixed->limbs + step * (FQ_CPU_STEP * LIMBS_ALL * 2) +
+                                            (i * pairs + p) * 4);
+
+                UNROLL for (int v = 0; v < NV; v++) sum[0][v][0] =
+                    dot(sum[0][v][0],
+                        pair_of(word_of(codes + v * LANES * 4, step, half, i, bits), p, bits), x);
+            }
+            continue;
+        }
+
         UNROLL for (int v = 0; v < nv; v++) word[v] =
             word_of(codes + v * LANES * 4, step, half, i, bits);
         UNROLL for (int p = 0; p < pairs; p++) {
@@ -202,7 +214,10 @@ INLINE void end_segment(const struct block *block, int64_t segment, float *part,
 INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span, float *values,
                        int mr, int bits, int limbs) {
     const int sums = mr * limbs;
-    const int nv = sums == 1 || (bits == 8 && sums == 2) ? 4 : sums <= 4 ? 2 : 1;
+    const int nv = sums == 1 && bits == 8                  ? 8
+                   : sums == 1 || (bits == 8 && sums == 2) ? 4
+                   : sums <= 4                             ? 2
+                                                           : 1;
 
     for (int lane = 0; lane < FQ_CPU_BLOCK; lane += nv * LANES)
         tile_part(block, span, lane, values, mr, nv, bits, limbs);
