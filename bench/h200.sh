@@ -43,17 +43,20 @@ kernel() {
     bench "$name" kernel ${cublas:+"--cublas=$cublas"} "$@"
 }
 
-# counters BITS DTYPE NxK M: Nsight Compute's counters of one launch, by name, as lines of a table.
-# The clock is left as it is; the launch is alone, so its start and end overlap with no other's.
+# counters BITS DTYPE NxK M [GROUP ZERO]: Nsight Compute's counters of one launch, by name, as lines
+# of a table.  The clock is left as it is; the launch is alone, so its start and end overlap with no
+# other's.
 counters() {
+    group=${5:-64} zero=${6:-no}
     ncu --clock-control none --kernel-name 'regex:hopper_(decode|prefill)' --launch-skip 6 \
         --launch-count 1 --csv --page raw --metrics "$metrics" bin/finequant-bench kernel \
-        --backend=cuda --bits="$1" --dtype="$2" --shape="$3" --m="$4" --seconds=0.01 \
+        --backend=cuda --bits="$1" --dtype="$2" --shape="$3" --m="$4" --group="$group" \
+        --zero="$zero" --seconds=0.01 \
         >"$out/ncu.txt" 2>&1 || {
         cat "$out/ncu.txt"
         return 1
     }
-    python3 - "$out/ncu.txt" "$1,$2,$3,$4" "$metrics" <<'END'
+    python3 - "$out/ncu.txt" "$1,$group,$zero,$2,$3,$4" "$metrics" <<'END'
 import csv, sys
 asked = sys.argv[3].split(",")
 rows = [row for row in csv.reader(open(sys.argv[1])) if len(row) > len(asked)]
@@ -101,13 +104,21 @@ counters)
     table=$out/counters-h200.csv
     {
         echo "# $(ncu --version | tail -n 1), one launch each; h200.sh counters"
-        echo "bits,dtype,shape,m,counter,unit,value"
+        echo "bits,group,zero,dtype,shape,m,counter,unit,value"
         for m in 1 16 32 64; do counters 4 f16 12288x12288 $m; done
         for m in 1 16; do counters 3 f16 12288x12288 $m; done
         counters 4 bf16 12288x12288 1
         counters 4 f16 4096x4096 1
         for bits in 4 8; do counters $bits bf16 12288x12288 2048; done
         counters 8 f16 12288x12288 2048
+        # other groups, the farthest from what their bytes predict
+        for m in 1 64; do
+            counters 4 f16 12288x12288 $m channel yes
+            counters 4 f16 12288x12288 $m 16 yes
+        done
+        counters 3 f16 12288x12288 1 64 yes
+        counters 8 f16 12288x12288 64 16 yes
+        counters 4 f16 4096x4096 128
     } >"$table"
     grep -c . "$table"
     ;;

@@ -16,9 +16,7 @@
 
 #include <immintrin.h>
 
-/* Bytes of codes that are asked for ahead of their use.  8 bits need no asking: a line is so little
- * work that the processor loads ahead by itself, and what is asked for besides stands in its way.
- */
+/* Bytes of codes that are asked for ahead of their use. */
 #define AHEAD 4096
 
 /* ---- Codes to bytes ---------------------------------------------------------------------- */
@@ -79,6 +77,15 @@ INLINE void prefetch(const uint8_t *codes, int64_t step, int half, int bits) {
         _mm_prefetch((const char *)codes + (first + i) * pitch + AHEAD, _MM_HINT_T0);
 }
 
+/* The same for a whole block of 8 bits, whose lines are asked for in their order: by the pass-th of
+ * so many passes over them its part, so that memory is never idle. */
+INLINE void prefetch_part(const uint8_t *codes, int64_t step, int pass, int passes) {
+    const int bytes = FQ_CPU_BLOCK * FQ_CPU_STEP, part = bytes / passes;
+
+    for (int i = 0; i < part; i += 64)
+        _mm_prefetch((const char *)codes + step * bytes + pass * part + i + AHEAD, _MM_HINT_T0);
+}
+
 /* ---- The product ------------------------------------------------------------------------- */
 
 /* sum + w · the four bytes at x, in every lane.  GCC 12 broadcasts x to a register of its own, and
@@ -123,9 +130,10 @@ INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, in
 }
 
 /* values[m][lane..] += one chunk over its unit, for mr rows of X from `first` on and nv registers
- * of rows of W. */
+ * of rows of W: the pass-th of so many passes over the chunk. */
 INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span, int first,
-                      int lane, float *values, int mr, int nv, int bits, int limbs) {
+                      int lane, float *values, int mr, int nv, int bits, int limbs, int pass,
+                      int passes) {
     const struct fq_cpu_fixed *fixed = block->fixed + first;
     __m512i sum[MR][4][FQ_CPU_LIMBS];
 
@@ -138,6 +146,8 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
         sum[m][v][2] = _mm512_set1_epi32(chunk->offset[1]);
     }
     for (int64_t step = span->begin / FQ_CPU_STEP; step < span->end / FQ_CPU_STEP; step++) {
+        if (bits == 8)
+            prefetch_part(block->codes, step, pass, passes);
         if (bits == 3 && step % 2)
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
         else
@@ -189,13 +199,13 @@ INLINE void end_segment(const struct block *block, int64_t segment, float *part,
 INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span, float *values,
                        int mr, int bits, int limbs) {
     if (mr <= (limbs == 2 ? 3 : 2)) {
-        tile_part(block, span, 0, 0, values, mr, 4, bits, limbs);
+        tile_part(block, span, 0, 0, values, mr, 4, bits, limbs, 0, 1);
     } else if (bits == 8) {
-        tile_part(block, span, 0, 0, values, 2, 4, bits, limbs);
-        tile_part(block, span, 2, 0, values, mr - 2, 4, bits, limbs);
+        tile_part(block, span, 0, 0, values, 2, 4, bits, limbs, 0, 2);
+        tile_part(block, span, 2, 0, values, mr - 2, 4, bits, limbs, 1, 2);
     } else {
-        tile_part(block, span, 0, 0, values, mr, 2, bits, limbs);
-        tile_part(block, span, 0, 2 * LANES, values, mr, 2, bits, limbs);
+        tile_part(block, span, 0, 0, values, mr, 2, bits, limbs, 0, 2);
+        tile_part(block, span, 0, 2 * LANES, values, mr, 2, bits, limbs, 1, 2);
     }
 }
 

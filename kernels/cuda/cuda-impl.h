@@ -142,6 +142,8 @@ struct fq_cuda_launch {
     int slots;                    /* the launcher's: groups that a strip has in a stage, at most */
     int stages, stage_bytes;      /* the launcher's */
     int stage_tiles;              /* the decode launcher's: tiles of K in a stage, an even number */
+    int owned, roomy;             /* the decode launcher's: see decode_cta */
+    int segments_log2, scaling;   /* the decode launcher's: enum class scaling */
     int block_m, blocks_n;        /* prefill: rows of X of a block; blocks along W */
     int y_mapped;                 /* prefill: Y is to be stored by its tensor map */
     int x_mapped;                 /* decode, m > FQ_CUDA_DIRECT_ROWS: X comes by its tensor map */

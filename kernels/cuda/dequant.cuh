@@ -236,10 +236,37 @@ static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_cod
     }
 }
 
-/* Zero points of rows g and g+8 as they lie in memory, a byte each. */
+/* Two numbers of two bytes, the lower of which is one of `pair`'s and the upper `top`. */
+static __device__ __forceinline__ uint32_t twice(uint32_t pair, int which, uint32_t top) {
+    return prmt(pair, top * 0x01010101u, which ? 0x4141 : 0x4040);
+}
+
+/* Zero points of rows g and g+8 as they lie in memory, a byte each: what make_zeros() says of them,
+ * in few instructions, since they are wanted for every group. */
 template <int BITS, class T>
 static __device__ __forceinline__ zero_terms<BITS, T> unpack_zeros(uint32_t pair) {
-    return make_zeros<BITS, T>(pair & 0xff, pair >> 8 & 0xff);
+    zero_terms<BITS, T> to;
+
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        uint32_t(&zero)[zero_terms<BITS, T>::FORMS] = i ? to.high : to.low;
+
+        if constexpr (BITS == 8 && T::is_f16)
+            zero[0] = twice(pair, i, 0x64);
+        else if constexpr (BITS == 8)
+            zero[0] = prmt(pair, 0x4b000000u, 0x7440 + i);
+        else if constexpr (BITS == 4 && T::is_f16)
+            zero[0] = i ? twice(pair >> 4, 0, 0xd4) : twice(pair, 0, 0x64);
+        else
+            zero[0] = twice(pair, i, BITS == 3 && T::is_f16 ? 0xe4 : 0xc3);
+        if constexpr (BITS == 3 && T::is_f16) {
+            zero[1] = T::fma(zero[0], 0x3c003c00u, 0x63006300u); /* 896 more */
+            zero[2] = T::fma(zero[0], 0x3c003c00u, 0x63e063e0u); /* 1008 */
+        } else if constexpr (BITS == 3) {
+            zero[1] = T::fma(zero[0], 0x3f803f80u, 0x42e042e0u); /* 112 */
+        }
+    }
+    return to;
 }
 
 /* Of a symmetric matrix. */

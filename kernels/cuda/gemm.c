@@ -135,9 +135,9 @@ static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
 }
 
 #define PREFILL_STRIPS 4 /* of a worker: hopper-prefill.cuh */
-/* Parts that a block is cut into where blocks are few, and about what adding them up takes, in
- * units of K: the sums of a prefill block are 128 KiB a CTA, of which one CTA reads all parts. */
-#define PREFILL_PARTS       2
+/* Parts that a block is cut into where blocks are few, at most; and about what adding them up takes
+ * where they are many, in units of K. */
+#define PREFILL_PARTS       4
 #define PREFILL_SPLIT_UNITS 16
 
 /* Deals the strips of W out: shares.h. */
@@ -233,33 +233,47 @@ static bool is_mappable(const struct fq_cuda_launch *launch) {
  * bf16's can add up to more than the bound: below so many, kernels that scale sums take over. */
 #define EXACT_K 512
 
-/* Widths of a block, in rows of X, and about what a tile of K takes: in the narrow ones
- * dequantization, not the tensor cores, is the limit. */
+/*
+ * Widths of a block, in rows of X, and about what it takes, in 40 ns as measured at 4096 x 4096 and
+ * 4096 x 14336: a tile of K (in the narrow ones dequantization, not the tensor cores, is the
+ * limit), a block's start and end, and the adding of each part but one, which is 64 to 128 KiB that
+ * one CTA reads.
+ */
 static const struct prefill_width {
-    int rows, cost;
-} prefill_widths[] = {{128, 11}, {192, 13}, {256, 16}};
+    int rows, tile, block, part;
+} prefill_widths[] = {{128, 11, 122, 34}, {192, 13, 152, 45}, {256, 16, 210, 56}};
 
-/* About what a launch takes with blocks of so many rows of X. */
-static int64_t prefill_cost(const struct fq_cuda_launch *launch, int workers,
-                            const struct prefill_width *width) {
-    int block_m = width->rows;
-    int64_t blocks = (int64_t)launch->blocks_n * ((launch->m + block_m - 1) / block_m);
-    int64_t busy = blocks * PREFILL_PARTS < workers ? blocks * PREFILL_PARTS : workers;
+/* How a prefill is dealt out. */
+struct prefill_plan {
+    int rows, parts; /* of a block: rows of X, and parts of K if it is split */
+    int64_t cost;
+};
 
-    return (blocks * launch->w.tiles + busy - 1) / busy * width->cost;
+static struct prefill_plan plan_prefill(const struct fq_cuda_launch *launch, int workers,
+                                        const struct prefill_width *width, int parts) {
+    int64_t blocks = (int64_t)launch->blocks_n * ((launch->m + width->rows - 1) / width->rows);
+    int64_t busy = blocks * parts < workers ? blocks * parts : workers;
+    int64_t tiles = (blocks * launch->w.tiles + busy - 1) / busy;
+
+    return (struct prefill_plan){width->rows, parts,
+                                 tiles * width->tile + width->block + (parts - 1) * width->part};
 }
 
-/* Rows of X of a block: the wider, unless it leaves many of its rows empty, or workers idle. */
-static int choose_block_m(const struct fq_cuda_launch *launch, int workers) {
-    int best = 0;
-    int64_t least = INT64_MAX;
+/* The cheapest: the wider blocks, unless they leave many of their rows empty, or workers idle; and
+ * as many parts as the workers have room for, unless adding them up takes longer. */
+static struct prefill_plan choose_prefill(const struct fq_cuda_launch *launch, int workers) {
+    struct prefill_plan best = {.cost = INT64_MAX};
 
     for (int i = 0; i < 3; i++) {
-        int64_t cost = prefill_cost(launch, workers, &prefill_widths[i]);
+        const struct prefill_width *width = &prefill_widths[i];
+        int blocks = launch->blocks_n * ((launch->m + width->rows - 1) / width->rows);
 
-        if (cost <= least) {
-            least = cost;
-            best = prefill_widths[i].rows;
+        for (int parts = 2; parts == 2 || (parts <= PREFILL_PARTS && blocks * parts <= workers);
+             parts++) {
+            struct prefill_plan plan = plan_prefill(launch, workers, width, parts);
+
+            if (plan.cost <= best.cost)
+                best = plan;
         }
     }
     return best;
@@ -269,14 +283,16 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
                                  struct fq_error *err) {
     const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
     const struct fq_cuda_matrix *w = &launch->w;
+    const int workers = cuda->processors / FQ_CUDA_CLUSTER;
+    struct prefill_plan plan;
     CUtensorMap maps[2] = {0};
     int status;
 
     launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
-    launch->block_m = choose_block_m(launch, cuda->processors / FQ_CUDA_CLUSTER);
-    launch->shares = fq_cuda_share_out(
-        launch->blocks_n * ((launch->m + launch->block_m - 1) / launch->block_m), w->tiles,
-        cuda->processors / FQ_CUDA_CLUSTER, PREFILL_PARTS, PREFILL_SPLIT_UNITS);
+    plan = choose_prefill(launch, workers);
+    launch->block_m = plan.rows;
+    launch->shares = fq_cuda_share_out(launch->blocks_n * ((launch->m + plan.rows - 1) / plan.rows),
+                                       w->tiles, workers, plan.parts, PREFILL_SPLIT_UNITS);
     if (!aligned(launch->x) || launch->x_stride % 8) {
         int64_t stride = align_row(w->k);
 

@@ -10,6 +10,17 @@
 
 #include "hopper.cuh"
 
+/*
+ * What the compiler is to know of a launch's scales.  `exact`: the segments that a tile is summed
+ * in are groups.  `wide`: groups hold two tiles, from an even one on, whose products are summed
+ * before they are scaled.  Of both, scales are of X's type.
+ */
+enum class scaling {
+    any,
+    exact,
+    wide
+};
+
 /* N: rows of X, rounded up; the constants are host code's too. */
 template <int N_, int BITS_> struct decode_shape {
     static constexpr int N = N_, BITS = BITS_;
@@ -99,13 +110,8 @@ template <class S> struct decode_cta {
     /* Of a pair, a block has strips of the gate and the same ones of W; or, where a warpgroup has
      * one slot, the gate's are one block and W's the next. */
     const bool paired, in_turns;
-    const int blocks;        /* of this cluster, a gate's counted */
-    const int segments_log2; /* of a tile, each with one scale a row: of a pair the most */
-    const bool parted;       /* a strip is all warpgroups': they take stages in turn */
-    /* And a place of the ring is always the same one's.  If not, all wait for all stages: who waits
-     * for a barrier's next phase but one goes on at once. */
-    const bool owned;
-    const bool roomy; /* a warpgroup may keep a stage until its next one is there */
+    const int blocks;  /* of this cluster, a gate's counted */
+    const bool parted; /* a strip is all warpgroups': they take stages in turn */
     const int cluster, rank;
     const int thread, lane;
     const int group; /* warpgroup; that a warp's threads have the same, the compiler knows */
@@ -176,19 +182,29 @@ template <class S> struct decode_cta {
           begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
           end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
           paired(l.gate.codes && S::SLOTS > 1), in_turns(l.gate.codes && S::SLOTS == 1),
-          blocks(in_turns ? 2 * l.blocks : l.blocks),
-          segments_log2(l.gate.codes ? max(l.w.slots_log2, l.gate.slots_log2) : l.w.slots_log2),
-          parted(l.block_strips == 1), owned(parted && blocks == 1 && l.stages % S::GROUPS == 0),
-          roomy(owned ? l.stages >= 2 * S::GROUPS : !parted || l.stages > S::GROUPS),
+          blocks(in_turns ? 2 * l.blocks : l.blocks), parted(l.block_strips == 1),
           cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT), rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT),
           thread(threadIdx.x), lane(threadIdx.x % 32),
           group(__shfl_sync(~0u, threadIdx.x / 128, 0)) {
     }
 
+    /* What the launcher has found out is asked for where it is wanted: a register for it would be
+     * one that something else is pushed out of. */
+
+    /* Where a strip is all warpgroups', a place of the ring is always the same one's.  If not, all
+     * wait for all stages: who waits for a barrier's next phase but one goes on at once. */
+    __device__ __forceinline__ bool owned() const {
+        return launch.owned != 0;
+    }
+    /* A warpgroup may keep a stage until its next one is there. */
+    __device__ __forceinline__ bool roomy() const {
+        return launch.roomy != 0;
+    }
+
     __device__ __forceinline__ void init_barriers() const {
         for (int i = 0; i < launch.stages; i++) {
             mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
-            mbarrier_init(empty + i * 8, (owned ? 4 : S::CONSUMERS / 32) * FQ_CUDA_WARP_ARRIVALS);
+            mbarrier_init(empty + i * 8, (owned() ? 4 : S::CONSUMERS / 32) * FQ_CUDA_WARP_ARRIVALS);
         }
         mbarrier_init(ready, 1);
         mbarrier_init(taken, 1);

@@ -83,6 +83,15 @@ __global__ void __launch_bounds__(S::THREADS, 1)
 #endif
 }
 
+/* How a matrix's scales are, where a tile is summed in 2^segments_log2 segments. */
+template <class T> static scaling scaling_of(const fq_cuda_matrix &w, int segments_log2) {
+    if (w.scale_bf16 == T::is_f16)
+        return scaling::any;
+    if (w.group_steps == FQ_CUDA_STEPS >> segments_log2)
+        return scaling::exact;
+    return w.groups == 1 || w.group_steps % (2 * FQ_CUDA_STEPS) == 0 ? scaling::wide : scaling::any;
+}
+
 template <class S, class T>
 static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaStream_t stream) {
     const bool gated = args.gate.codes != nullptr;
@@ -103,6 +112,18 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
     args.stages = args.stages > 16 ? 16 : args.stages;
     if (args.block_strips == 1 && args.stages >= 2 * S::GROUPS)
         args.stages -= args.stages % S::GROUPS; /* each warpgroup has stages of its own */
+    const bool parted = args.block_strips == 1;
+    const bool one_block = args.blocks == 1 && !(gated && S::SLOTS == 1);
+
+    args.owned = parted && one_block && args.stages % S::GROUPS == 0;
+    args.roomy = args.owned ? args.stages >= 2 * S::GROUPS : !parted || args.stages > S::GROUPS;
+    /* of a pair, how both are: sums must not depend on which of them a block has */
+    args.segments_log2 = gated && args.gate.slots_log2 > args.w.slots_log2 ? args.gate.slots_log2
+                                                                           : args.w.slots_log2;
+    scaling kind = scaling_of<T>(args.w, args.segments_log2);
+    if (gated && scaling_of<T>(args.gate, args.segments_log2) != kind)
+        kind = scaling::any;
+    args.scaling = static_cast<int>(kind);
     return launch_overlapped(hopper_decode<S, T>, dim3(args.clusters * FQ_CUDA_DECODE_SPLIT),
                              S::THREADS, fixed + args.stages * (args.stage_bytes + 16),
                              FQ_CUDA_DECODE_SPLIT, stream, args, x);

@@ -30,6 +30,10 @@ template <int N_, int BITS_> struct prefill_shape {
     static constexpr int N = N_, BITS = BITS_;
     static constexpr int GROUPS = 2; /* consumer warpgroups, a strip of W each */
     static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
+    /* A CTA starts with 168 a thread, and setmaxnreg only moves them.  The consumers have what the
+     * producer does not need to keep all of its own out of memory. */
+    static constexpr int PRODUCER_REGISTERS = N == 128 ? 88 : N == 192 ? 72 : 40;
+    static constexpr int CONSUMER_REGISTERS = N == 128 ? 208 : N == 192 ? 216 : 232;
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
     static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
     static constexpr int STAGES = (N == 128 ? 8 : N == 192 ? 6 : 5) - (BITS == 8);
@@ -566,11 +570,11 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     __syncthreads();
     cluster_sync();
     if (threadIdx.x >= S::CONSUMERS) {
-        registers_give<40>();
+        registers_give<S::PRODUCER_REGISTERS>();
         if (threadIdx.x < S::CONSUMERS + 32 && elect_one())
             p.produce(&x, &y);
     } else {
-        registers_take<232>();
+        registers_take<S::CONSUMER_REGISTERS>();
         p.consume(&y);
     }
     __syncwarp();
