@@ -16,7 +16,8 @@
  * rows of X on, whose sums leave registers for one slot, a block has strips of a pair's gate, and
  * the next one those of W.  Where blocks have one strip (or pair), all three warpgroups have it:
  * they take stages in turn, and the first one adds what they have.  W is the register operand of
- * the tensor cores, rows of X are columns of theirs.  Sums of a group are scaled in fp32.  mma.sync
+ * the tensor cores, rows of X are columns of theirs.  Sums of a group, or of up to two tiles of it,
+ * are scaled in fp32.  mma.sync
  * and wgmma of any width sum a column alike, and which CTA sums what does not depend on m: a row's
  * bits are the same alone and among 63 others.
  *

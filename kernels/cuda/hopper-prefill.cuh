@@ -30,8 +30,8 @@ template <int N_, int BITS_> struct prefill_shape {
     static constexpr int N = N_, BITS = BITS_;
     static constexpr int GROUPS = 2; /* consumer warpgroups, a strip of W each */
     static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
-    /* A CTA starts with 168 a thread, and setmaxnreg only moves them.  The consumers have what the
-     * producer does not need to keep all of its own out of memory. */
+    /* A CTA starts with 168 a thread, and setmaxnreg only moves them.  Where the consumers' sums
+     * leave some, the producer has enough to keep nothing in memory. */
     static constexpr int PRODUCER_REGISTERS = N == 128 ? 88 : N == 192 ? 72 : 40;
     static constexpr int CONSUMER_REGISTERS = N == 128 ? 208 : N == 192 ? 216 : 232;
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
