@@ -245,35 +245,42 @@ static const struct prefill_width {
 
 /* How a prefill is dealt out. */
 struct prefill_plan {
-    int rows, parts; /* of a block: rows of X, and parts of K if it is split */
-    int64_t cost;
+    int rows, blocks; /* of X in a block; blocks in all */
+    int parts;        /* of a block along K, if it is split */
 };
 
-static struct prefill_plan plan_prefill(const struct fq_cuda_launch *launch, int workers,
-                                        const struct prefill_width *width, int parts) {
-    int64_t blocks = (int64_t)launch->blocks_n * ((launch->m + width->rows - 1) / width->rows);
-    int64_t busy = blocks * parts < workers ? blocks * parts : workers;
-    int64_t tiles = (blocks * launch->w.tiles + busy - 1) / busy;
+static int64_t prefill_cost(const struct prefill_plan *plan, const struct prefill_width *width,
+                            int tiles, int workers) {
+    int64_t busy = (int64_t)plan->blocks * plan->parts;
 
-    return (struct prefill_plan){width->rows, parts,
-                                 tiles * width->tile + width->block + (parts - 1) * width->part};
+    if (busy > workers)
+        busy = workers;
+    return ((int64_t)plan->blocks * tiles + busy - 1) / busy * width->tile + width->block +
+           (plan->parts - 1) * width->part;
 }
 
 /* The cheapest: the wider blocks, unless they leave many of their rows empty, or workers idle; and
  * as many parts as the workers have room for, unless adding them up takes longer. */
 static struct prefill_plan choose_prefill(const struct fq_cuda_launch *launch, int workers) {
-    struct prefill_plan best = {.cost = INT64_MAX};
+    struct prefill_plan best = {0};
+    int64_t least = INT64_MAX;
 
-    for (int i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof prefill_widths / sizeof *prefill_widths; i++) {
         const struct prefill_width *width = &prefill_widths[i];
-        int blocks = launch->blocks_n * ((launch->m + width->rows - 1) / width->rows);
+        struct prefill_plan plan = {
+            .rows = width->rows,
+            .blocks = launch->blocks_n * ((launch->m + width->rows - 1) / width->rows),
+        };
 
-        for (int parts = 2; parts == 2 || (parts <= PREFILL_PARTS && blocks * parts <= workers);
-             parts++) {
-            struct prefill_plan plan = plan_prefill(launch, workers, width, parts);
+        for (plan.parts = 2; plan.parts == 2 ||
+                             (plan.parts <= PREFILL_PARTS && plan.blocks * plan.parts <= workers);
+             plan.parts++) {
+            int64_t cost = prefill_cost(&plan, width, launch->w.tiles, workers);
 
-            if (plan.cost <= best.cost)
+            if (cost <= least) {
+                least = cost;
                 best = plan;
+            }
         }
     }
     return best;
@@ -291,8 +298,8 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
     launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
     plan = choose_prefill(launch, workers);
     launch->block_m = plan.rows;
-    launch->shares = fq_cuda_share_out(launch->blocks_n * ((launch->m + plan.rows - 1) / plan.rows),
-                                       w->tiles, workers, plan.parts, PREFILL_SPLIT_UNITS);
+    launch->shares =
+        fq_cuda_share_out(plan.blocks, w->tiles, workers, plan.parts, PREFILL_SPLIT_UNITS);
     if (!aligned(launch->x) || launch->x_stride % 8) {
         int64_t stride = align_row(w->k);
 

@@ -309,7 +309,8 @@ template <class S, class T> class decode_summer {
                                               const slot_place (&at)[SLOTS], uint32_t stage,
                                               int tiles) const {
         /* Tiles at a time: as they are summed, and by the registers there are.  One more that is
-         * pushed out to memory, on however rare a path, costs every launch 0.8 us. */
+         * pushed out to memory, on however rare a path, costs every launch of up to 16 rows time,
+         * at M=1 some 0.8 us (NOTES.md). */
         constexpr bool PAIRS =
             S::DIRECT && S::BITS != 8 && SEGMENTS == 1 && (SLOTS == 1 || KIND != scaling::any);
         constexpr int TOGETHER = KIND == scaling::wide || PAIRS ? 2 : 1;

@@ -99,29 +99,28 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
     const bool zeros = args.w.zeros || (gated && args.gate.zeros);
     const int strips = args.block_strips * (gated && S::SLOTS > 1 ? 2 : 1);
     const int fixed = S::fixed_bytes(strips, gated && S::SLOTS == 1);
+    const bool parted = args.block_strips == 1;
+    const bool one_block = args.blocks == 1 && !(gated && S::SLOTS == 1);
+    scaling kind;
 
     /* Long stages are few copies, each of which costs the producer some 100 cycles, and few waits
      * of the consumers. */
-    for (args.stage_tiles = args.block_strips == 1 ? FQ_CUDA_PARTED_TILES : 8;;
-         args.stage_tiles -= 2) {
+    for (args.stage_tiles = parted ? FQ_CUDA_PARTED_TILES : 8;; args.stage_tiles -= 2) {
         args.slots = slots_within(args, args.stage_tiles, 2);
         args.stage_bytes = S::stage_bytes(args.stage_tiles, strips, args.slots, zeros);
         args.stages = S::stages_of(args.stage_bytes, fixed);
-        if (args.stage_tiles == 2 || args.stages >= S::ENOUGH_STAGES || args.block_strips == 1)
+        if (args.stage_tiles == 2 || args.stages >= S::ENOUGH_STAGES || parted)
             break;
     }
     args.stages = args.stages > 16 ? 16 : args.stages;
-    if (args.block_strips == 1 && args.stages >= 2 * S::GROUPS)
+    if (parted && args.stages >= 2 * S::GROUPS)
         args.stages -= args.stages % S::GROUPS; /* each warpgroup has stages of its own */
-    const bool parted = args.block_strips == 1;
-    const bool one_block = args.blocks == 1 && !(gated && S::SLOTS == 1);
-
     args.owned = parted && one_block && args.stages % S::GROUPS == 0;
     args.roomy = args.owned ? args.stages >= 2 * S::GROUPS : !parted || args.stages > S::GROUPS;
     /* of a pair, how both are: sums must not depend on which of them a block has */
     args.segments_log2 = gated && args.gate.slots_log2 > args.w.slots_log2 ? args.gate.slots_log2
                                                                            : args.w.slots_log2;
-    scaling kind = scaling_of<T>(args.w, args.segments_log2);
+    kind = scaling_of<T>(args.w, args.segments_log2);
     if (gated && scaling_of<T>(args.gate, args.segments_log2) != kind)
         kind = scaling::any;
     args.scaling = static_cast<int>(kind);
