@@ -22,7 +22,7 @@ noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512.la
 libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512bf16.la \
 	libfqcpu_avx512vnni.la libfqcpu_avx512.la
 libfqcpu_avx2_la_SOURCES = kernels/cpu/words.c kernels/cpu/words-fixed.c kernels/cpu/fixed-decode.h \
-	kernels/cpu/fixed.h
+	kernels/cpu/block.h kernels/cpu/fixed.h
 libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx2 -mfma -mf16c
 libfqcpu_avx2_float_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx2_float_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx2_float
@@ -31,12 +31,18 @@ libfqcpu_avx512_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx512
 libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
-libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c kernels/cpu/fixed.c kernels/cpu/fixed-decode.h \
-	kernels/cpu/fixed.h
+libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c kernels/cpu/dot.h kernels/cpu/fixed.c \
+	kernels/cpu/fixed-decode.h kernels/cpu/block.h kernels/cpu/fixed.h
 libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mfma -mf16c -mprefer-vector-width=512
 libfqcpu_avx512bf16_la_SOURCES = kernels/cpu/bf16.c
 libfqcpu_avx512bf16_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS) -mavx512bf16
+endif
+if CPU_AMX
+noinst_LTLIBRARIES += libfqcpu_amx.la
+libfqkernels_la_LIBADD += libfqcpu_amx.la libfqcpu_avx512vnni.la libfqcpu_avx512.la
+libfqcpu_amx_la_SOURCES = kernels/cpu/amx.c kernels/cpu/dot.h kernels/cpu/block.h
+libfqcpu_amx_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS)
 endif
 # The CUDA sources go into every tarball, whether or not this build compiles them.
 EXTRA_DIST += kernels/cuda/NOTES.md

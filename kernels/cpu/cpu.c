@@ -4,8 +4,8 @@
  * fp32 once a call, and splits large M into passes.  A GEMM runs in the caller,
  * with OpenMP threads beside it.
  *
- * FINEQUANT_CPU_KERNELS=generic|avx2|avx512|avx512vnni|avx512bf16 takes a lesser set than the best,
- * to test it or to work round a processor.
+ * FINEQUANT_CPU_KERNELS=generic|avx2|avx512|avx512vnni|avx512bf16|amx takes a lesser set than the
+ * best, to test it or to work round a processor.
  */
 #ifdef HAVE_CONFIG_H
 #include <config.h>
@@ -28,6 +28,11 @@ size_t fq_cpu_scratch_floats(int64_t rows, int operands) {
 }
 
 static bool runs_here(const struct fq_cpu_kernels *kernels) {
+#ifdef FQ_CPU_AMX
+    if (kernels == &fq_cpu_amx)
+        return runs_here(&fq_cpu_avx512vnni) && __builtin_cpu_supports("amx-int8") &&
+               fq_cpu_amx_allowed();
+#endif
 #ifdef FQ_CPU_X86
     if (kernels == &fq_cpu_avx512bf16)
         return runs_here(&fq_cpu_avx512vnni) && __builtin_cpu_supports("avx512bf16");
@@ -47,6 +52,9 @@ static bool runs_here(const struct fq_cpu_kernels *kernels) {
 
 static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *err) {
     static const struct fq_cpu_kernels *const best_first[] = {
+#ifdef FQ_CPU_AMX
+        &fq_cpu_amx,
+#endif
 #ifdef FQ_CPU_X86
         &fq_cpu_avx512bf16, &fq_cpu_avx512vnni, &fq_cpu_avx512, &fq_cpu_avx2,
 #endif
@@ -64,10 +72,10 @@ static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *er
             return fq_fail(err, FQ_UNAVAILABLE, "FINEQUANT_CPU_KERNELS=%s: not on this processor",
                            wanted);
     }
-    return fq_fail(
-        err, FQ_INVALID,
-        "FINEQUANT_CPU_KERNELS=%s, allowed are avx512bf16, avx512vnni, avx512, avx2 and generic",
-        wanted);
+    return fq_fail(err, FQ_INVALID,
+                   "FINEQUANT_CPU_KERNELS=%s, allowed are amx, avx512bf16, avx512vnni, avx512, "
+                   "avx2 and generic",
+                   wanted);
 }
 
 static int usable_threads(void) {
@@ -164,6 +172,19 @@ struct parts {
     } of[FQ_CPU_OPERANDS];
 };
 
+/* Bytes that the limbs of so many rows take, and what may be read behind them. */
+static size_t limbs_size(const struct fq_cpu_kernels *kernels, const struct fq_cpu_weights *weights,
+                         size_t rows) {
+    const size_t k = (size_t)weights->k_padded, bytes = (size_t)kernels->limb_bytes;
+    const size_t block = (size_t)fq_cpu_tile_rows((int64_t)rows);
+
+    if (!kernels->few)
+        return rows * k * bytes;
+    return (rows + block - 1) / block * block *
+               ((k + FQ_CPU_TILE - 1) / FQ_CPU_TILE * FQ_CPU_TILE) * bytes +
+           FQ_CPU_TILE_SLACK;
+}
+
 static size_t take(struct parts *parts, size_t bytes) {
     size_t at = parts->total;
 
@@ -171,8 +192,8 @@ static size_t take(struct parts *parts, size_t bytes) {
     return at;
 }
 
-static struct parts lay_out(const struct cpu_backend *backend, const struct fq_cpu_job *job,
-                            bool decode) {
+static struct parts lay_out(const struct cpu_backend *backend, const struct fq_cpu_kernels *kernels,
+                            const struct fq_cpu_job *job, bool decode) {
     const size_t count = (size_t)job->rows;
     const struct fq_cpu_weights *first = job->operand[FQ_CPU_MAIN].weights;
     const size_t k = (size_t)first->k_padded;
@@ -189,10 +210,10 @@ static struct parts lay_out(const struct cpu_backend *backend, const struct fq_c
         const size_t groups = (size_t)weights->groups, chunks = (size_t)fq_cpu_chunks(weights);
 
         parts.of[i].sums = take(&parts, weights->zeros ? count * groups * sizeof(float) : 0);
-        if (!backend->kernels->to_fixed)
+        if (!kernels->to_fixed)
             continue;
         parts.of[i].fixed = take(&parts, count * sizeof(struct fq_cpu_fixed));
-        parts.of[i].limbs = take(&parts, count * k * (size_t)backend->kernels->limb_bytes);
+        parts.of[i].limbs = take(&parts, limbs_size(kernels, weights, count));
         parts.of[i].chunks = take(&parts, count * chunks * sizeof(struct fq_cpu_chunk));
         parts.of[i].segments = take(&parts, count * chunks * sizeof(struct fq_cpu_segment));
     }
@@ -200,6 +221,26 @@ static struct parts lay_out(const struct cpu_backend *backend, const struct fq_c
         parts.threads = take(&parts, (size_t)(first->blocks * fq_cpu_splits(first)) * count *
                                          (size_t)job->operands * FQ_CPU_BLOCK * sizeof(float));
     return parts;
+}
+
+/* Where the limbs and chunks of row m of so many lie: behind those of the rows before, or in
+ * tiles. */
+static void place_row(struct fq_cpu_fixed *fixed, const struct fq_cpu_kernels *kernels,
+                      const struct fq_cpu_weights *weights, int64_t chunks, int64_t m,
+                      int64_t rows) {
+    const int block = fq_cpu_tile_rows(rows);
+
+    if (!kernels->few) {
+        fixed->limbs += m * weights->k_padded * kernels->limb_bytes;
+        fixed->chunks += m * chunks;
+        return;
+    }
+    fixed->columns = fq_cpu_tile_columns(weights);
+    fixed->pitch = (int64_t)block * fixed->columns;
+    fixed->columns_pitch = (rows + block - 1) / block * FQ_CPU_LIMBS * fixed->pitch;
+    fixed->limbs += m / block * FQ_CPU_LIMBS * fixed->pitch + m % block * fixed->columns;
+    fixed->chunks_pitch = rows;
+    fixed->chunks += m;
 }
 
 /* Row m of X, in floats, as an operand's groups want it. */
@@ -211,12 +252,16 @@ static void convert_row(const struct fq_cpu_job *job, int i, const struct fq_cpu
 
     if (kernels->to_fixed) {
         fixed[m] = (struct fq_cpu_fixed){
-            .limbs = (int8_t *)scratch + parts->of[i].limbs +
-                     m * weights->k_padded * kernels->limb_bytes,
-            .chunks = (struct fq_cpu_chunk *)(void *)(scratch + parts->of[i].chunks) + m * chunks,
+            .limbs = (int8_t *)scratch + parts->of[i].limbs,
+            .columns = FQ_CPU_STEP,
+            .pitch = FQ_CPU_STEP,
+            .columns_pitch = FQ_CPU_LIMBS * FQ_CPU_STEP,
+            .chunks_pitch = 1,
+            .chunks = (struct fq_cpu_chunk *)(void *)(scratch + parts->of[i].chunks),
             .segments =
                 (struct fq_cpu_segment *)(void *)(scratch + parts->of[i].segments) + m * chunks,
         };
+        place_row(&fixed[m], kernels, weights, chunks, m, job->rows);
         kernels->to_fixed(weights, x, job->gemm->type, &fixed[m]);
     }
     if (weights->zeros)
@@ -285,12 +330,23 @@ void fq_cpu_run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part 
     }
 }
 
+/* Whether all rows of X are in fixed point. */
+static bool all_valid(const struct fq_cpu_job *job) {
+    for (int i = 0; i < job->operands; i++)
+        for (int64_t m = 0; m < job->rows; m++)
+            if (!job->operand[i].fixed[m].valid)
+                return false;
+    return true;
+}
+
 static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64_t row,
                     int64_t rows, struct fq_error *err) {
     const struct cpu_backend *backend = (const struct cpu_backend *)stream->base.backend;
     const struct fq_cpu_weights *weights = (const struct fq_cpu_weights *)gemm->weights;
-    const bool decode = gemm->m <= FQ_DECODE_ROWS;
-    const bool as_bf16 = !decode && gemm->type == FQ_BF16 && backend->kernels->panel_bf16;
+    const struct fq_cpu_kernels *kernels =
+        backend->kernels->few && rows <= FQ_CPU_FEW_ROWS ? backend->kernels->few : backend->kernels;
+    const bool decode = gemm->m <= FQ_DECODE_ROWS || !backend->kernels->panel;
+    const bool as_bf16 = !decode && gemm->type == FQ_BF16 && kernels->panel_bf16;
     const int64_t units = weights->blocks * (decode ? fq_cpu_splits(weights) : 1);
     struct fq_cpu_job job = {
         .gemm = gemm,
@@ -300,30 +356,35 @@ static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64
         .rows = rows,
         .threads = backend->threads < units ? backend->threads : (int)units,
     };
-    const struct parts parts = lay_out(backend, &job, decode);
+    const struct parts parts = lay_out(backend, kernels, &job, decode);
     int status = reserve(stream, parts.total, err);
 
     if (status)
         return status;
     job.scratch = (float *)(void *)(stream->scratch + parts.threads);
-    convert_rows(&job, backend->kernels, &parts, stream->scratch, decode, as_bf16);
+    convert_rows(&job, kernels, &parts, stream->scratch, decode, as_bf16);
+    if (kernels->few && !all_valid(&job)) {
+        kernels = kernels->few;
+        convert_rows(&job, kernels, &parts, stream->scratch, decode, as_bf16);
+    }
     if (decode)
-        backend->kernels->decode(&job);
+        kernels->decode(&job);
     else if (as_bf16)
-        backend->kernels->panel_bf16(&job);
+        kernels->panel_bf16(&job);
     else
-        backend->kernels->panel(&job);
+        kernels->panel(&job);
     return 0;
 }
 
 static int cpu_gemm(struct fq_stream *stream, const struct fq_gemm *gemm, struct fq_error *err) {
+    const struct cpu_backend *backend = (const struct cpu_backend *)stream->backend;
+    const int64_t pass = backend->kernels->panel ? FQ_CPU_ROWS_PASS : FQ_DECODE_ROWS;
     int status = 0;
 
-    for (int64_t row = 0; row < gemm->m && status == 0; row += FQ_CPU_ROWS_PASS) {
+    for (int64_t row = 0; row < gemm->m && status == 0; row += pass) {
         int64_t left = gemm->m - row;
 
-        status = run_pass((struct cpu_stream *)stream, gemm, row,
-                          left < FQ_CPU_ROWS_PASS ? left : FQ_CPU_ROWS_PASS, err);
+        status = run_pass((struct cpu_stream *)stream, gemm, row, left < pass ? left : pass, err);
     }
     return status;
 }

@@ -69,8 +69,11 @@ struct fq_cpu_segment {
 
 struct fq_cpu_fixed {
     bool valid;                      /* else the row has to be computed in fp32 */
-    int8_t *limbs;                   /* [k_padded / 16][FQ_CPU_LIMBS][16], or int16_t
+    int8_t *limbs;                   /* [k_padded / columns][FQ_CPU_LIMBS][columns]; or int16_t
                                         [k_padded / 16][2][16] (words-fixed.c) */
+    int columns;                     /* a power of two, 16 to 64 */
+    int64_t pitch, columns_pitch;    /* bytes from a limb to the next, and to the next columns */
+    int64_t chunks_pitch;            /* chunks from one to the next */
     struct fq_cpu_chunk *chunks;     /* [fq_cpu_chunks] */
     struct fq_cpu_segment *segments; /* [fq_cpu_chunks] is enough */
 };
@@ -170,7 +173,8 @@ void fq_cpu_run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part 
 struct fq_cpu_kernels {
     const char *name;
     /* Both compute all rows of the job and apply the epilogue.  decode: per-row results do not
-     * depend on the other rows.  panel: dequantizes a panel at a time, for many rows. */
+     * depend on the other rows.  panel: dequantizes a panel at a time, for many rows; NULL: they go
+     * to decode, FQ_DECODE_ROWS at a time. */
     void (*decode)(const struct fq_cpu_job *job);
     void (*panel)(const struct fq_cpu_job *job);
     /* panel for X of bf16, as it is.  NULL: it is converted and goes to panel. */
@@ -190,7 +194,39 @@ struct fq_cpu_kernels {
     void (*finish)(const struct fq_cpu_job *job, int64_t block, int64_t row, int64_t rows,
                    float *values);
     int limb_bytes; /* that a column takes in fixed->limbs */
+    /* Not NULL: the limbs of all rows of X lie in tiles, as below, and all rows are valid.  A pass
+     * of no more than FQ_CPU_FEW_ROWS rows, or with one that is not valid, goes to `few`, whose
+     * results are the same bit for bit. */
+    const struct fq_cpu_kernels *few;
 };
+
+#define FQ_CPU_FEW_ROWS 4
+
+/* The limbs of the rows of a pass in tiles (amx.c), rows in blocks of fq_cpu_tile_rows():
+ *
+ *     [k / columns][rows / block][FQ_CPU_LIMBS][block][columns]
+ *
+ * K is rounded up to FQ_CPU_TILE, and FQ_CPU_TILE_SLACK bytes behind it may be read.  The chunks of
+ * all rows lie side by side. */
+#define FQ_CPU_TILE       64
+#define FQ_CPU_TILE_ROWS  16
+#define FQ_CPU_TILE_SLACK (FQ_CPU_TILE_ROWS * FQ_CPU_TILE)
+
+/* As many columns as have every chunk begin at a tile. */
+static inline int fq_cpu_tile_columns(const struct fq_cpu_weights *weights) {
+    const int64_t group = weights->base.info.group;
+
+    if (weights->groups == 1 || group % FQ_CPU_TILE == 0)
+        return FQ_CPU_TILE;
+    return group % (FQ_CPU_TILE / 2) == 0 ? FQ_CPU_TILE / 2 : FQ_CPU_STEP;
+}
+
+/* As many rows as fill a tile, or with two limbs, or with all. */
+static inline int fq_cpu_tile_rows(int64_t rows) {
+    return rows * FQ_CPU_LIMBS <= FQ_CPU_TILE_ROWS ? (int)rows
+           : rows * 2 <= FQ_CPU_TILE_ROWS          ? FQ_CPU_TILE_ROWS / 2
+                                                   : FQ_CPU_TILE_ROWS;
+}
 
 extern const struct fq_cpu_kernels fq_cpu_generic;
 extern const struct fq_cpu_kernels fq_cpu_avx2;
@@ -198,6 +234,10 @@ extern const struct fq_cpu_kernels fq_cpu_avx2_float; /* what fq_cpu_avx2 builds
 extern const struct fq_cpu_kernels fq_cpu_avx512;
 extern const struct fq_cpu_kernels fq_cpu_avx512vnni;
 extern const struct fq_cpu_kernels fq_cpu_avx512bf16;
+extern const struct fq_cpu_kernels fq_cpu_amx;
+
+/* Asks the kernel for AMX's registers, which a process has not got unasked. */
+bool fq_cpu_amx_allowed(void);
 
 /* What comes after the products, in place: values[i] is column `column + i` of row m of Y, gate
  * NULL or the gate's product, which is lost.  (epilogue.c) */

@@ -11,22 +11,11 @@
 #ifndef FQ_KERNELS_CPU_FIXED_DECODE_H
 #define FQ_KERNELS_CPU_FIXED_DECODE_H
 
-#include "cpu.h"
+#include "block.h"
 
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-#define MR     4 /* rows of X in a tile */
-
-struct block {
-    const struct fq_cpu_weights *weights;
-    const uint8_t *codes;
-    const uint16_t *scales;
-    const int8_t *zeros;
-    const struct fq_cpu_fixed *fixed; /* the tile's first row */
-    int64_t begin, end;               /* columns, rounded up to whole segments */
-};
+#define MR 4 /* rows of X in a tile */
 
 /* values[mr][64] += one chunk over its unit. */
 INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span, float *values,
@@ -106,19 +95,9 @@ static int next_tile(const struct fq_cpu_job *job, int64_t *row) {
 static void run_tile(const struct fq_cpu_job *job, int64_t index, int64_t row, int mr,
                      int64_t split, int64_t splits, float *values) {
     for (int i = 0; i < job->operands; i++) {
-        const struct fq_cpu_weights *weights = job->operand[i].weights;
-        const int64_t groups_at = index * weights->groups * FQ_CPU_BLOCK;
-        const struct block block = {
-            .weights = weights,
-            .codes = weights->codes + index * weights->block_bytes,
-            .scales = weights->scales + groups_at,
-            .zeros = weights->zeros ? weights->zeros + groups_at : NULL,
-            .fixed = job->operand[i].fixed + row,
-            .begin = weights->k_padded * split / splits,
-            .end = weights->k_padded * (split + 1) / splits,
-        };
+        const struct block block = block_of(job, i, index, row, split, splits);
 
-        tile_for(weights->base.info.bits, mr)(&block, values + i * mr * FQ_CPU_BLOCK);
+        tile_for(block.weights->base.info.bits, mr)(&block, values + i * mr * FQ_CPU_BLOCK);
     }
 }
 

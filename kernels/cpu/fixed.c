@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * X in block fixed point, for the byte dot products of dot.c.  The columns of a
+ * X in block fixed point, for the byte dot products of dot.c and amx.c.  The columns of a
  * segment (256, or the whole groups that fit in as many) share a unit, a power of
  * two, and each element is an integer of two or three signed bytes, its limbs:
  *
@@ -13,65 +13,83 @@
  * The form is decided by that segment of that row alone, so that a row's bits do
  * not depend on its company.  Rows with an infinity or NaN are not valid.
  */
-#define LIMBS_FEW   2
-#define LIMBS_ALL   FQ_CPU_LIMBS
-#define BITS_FEW    14
-#define BITS_ALL    21
-#define FEW_MAX     (127 * 256 + 127)
-#define LIMBS_BYTES FQ_CPU_LIMBS
-#define TO_FIXED    fq_cpu_to_fixed
+#define LIMBS_FEW 2
+#define LIMBS_ALL FQ_CPU_LIMBS
+#define BITS_FEW  14
+#define BITS_ALL  21
+#define FEW_MAX   (127 * 256 + 127)
+#define TO_FIXED  fq_cpu_to_fixed
 #include "fixed.h"
 
 #include <immintrin.h>
 
 #define LANES 16
 
-static float survey(const float *x, int64_t columns, float *squares) {
+static void survey_lanes(const float *x, __m512i *largest, __m512 *sum) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    const __m512 v = _mm512_loadu_ps(x);
+
+    *largest = _mm512_max_epi32(*largest, _mm512_and_si512(_mm512_castps_si512(v), magnitude));
+    *sum = _mm512_fmadd_ps(v, v, *sum);
+}
+
+static float survey(const float *x, int64_t columns, float *squares) {
     __m512i largest = _mm512_setzero_si512();
-    __m512 sum = _mm512_setzero_ps();
+    /* two, since an addition takes longer than what comes between two */
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
     uint32_t bits;
     float value;
 
-    for (int64_t k = 0; k < columns; k += LANES) {
-        __m512 v = _mm512_loadu_ps(x + k);
-
-        largest = _mm512_max_epi32(largest, _mm512_and_si512(_mm512_castps_si512(v), magnitude));
-        sum = _mm512_fmadd_ps(v, v, sum);
+    for (int64_t k = 0; k < columns; k += 2 * LANES) {
+        survey_lanes(x + k, &largest, &even);
+        if (k + LANES < columns)
+            survey_lanes(x + k + LANES, &largest, &odd);
     }
-    *squares = _mm512_reduce_add_ps(sum);
+    *squares = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
     bits = (uint32_t)_mm512_reduce_max_epi32(largest);
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static __m512i low_byte(__m512i v) {
-    return _mm512_srai_epi32(_mm512_slli_epi32(v, 24), 24);
+/* Byte l of each lane to the l-th quarter of a register. */
+static __m512i quarters(__m512i lanes) {
+    const __m512i first = _mm512_set_epi8(
+        63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 62, 58, 54, 50, 46, 42, 38,
+        34, 30, 26, 22, 18, 14, 10, 6, 2, 61, 57, 53, 49, 45, 41, 37, 33, 29, 25, 21, 17, 13, 9, 5,
+        1, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
+
+    return _mm512_permutexvar_epi8(first, lanes);
 }
 
-static void fix_chunk(const float *x, int64_t columns, int exponent, int bits, int8_t *limbs,
-                      struct fq_cpu_chunk *chunk) {
+static void fix_chunk(const float *x, int64_t begin, int64_t end, int exponent, int bits,
+                      const struct fq_cpu_fixed *fixed, struct fq_cpu_chunk *chunk) {
+    const int columns_log2 = __builtin_ctz((unsigned)fixed->columns);
     const __m512 up = _mm512_set1_ps(power_of_two(-exponent));
-    __m512i low = _mm512_setzero_si512(), high = _mm512_setzero_si512();
+    /* of three bytes that are signed each: 128 more in every one, and back */
+    const __m512i half = _mm512_set1_epi32(0x808080);
+    __m512i sums = _mm512_setzero_si512(); /* of four columns, limb after limb */
 
-    for (int64_t k = 0; k < columns; k += FQ_CPU_STEP, limbs += FQ_CPU_LIMBS * FQ_CPU_STEP) {
-        __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + k), up));
-        __m512i rest = whole;
+    for (int64_t k = begin; k < end; k += FQ_CPU_STEP) {
+        int8_t *to =
+            fixed->limbs + (k >> columns_log2) * fixed->columns_pitch + (k & (fixed->columns - 1));
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + k), up));
+        const __m512i limbs = quarters(_mm512_xor_si512(_mm512_add_epi32(whole, half), half));
 
-        for (int l = 0; l < FQ_CPU_LIMBS; l++) {
-            __m512i limb = low_byte(rest);
-
-            rest = _mm512_srai_epi32(_mm512_sub_epi32(rest, limb), 8);
-            _mm_storeu_si128((__m128i *)(void *)(limbs + l * FQ_CPU_STEP),
-                             _mm512_cvtepi32_epi8(limb));
-            if (l == FQ_CPU_LIMBS - 1) {
-                high = _mm512_add_epi32(high, limb);
-                low = _mm512_add_epi32(low, _mm512_sub_epi32(whole, _mm512_slli_epi32(limb, 16)));
-            }
-        }
+        _mm_storeu_si128((__m128i *)(void *)to, _mm512_castsi512_si128(limbs));
+        _mm_storeu_si128((__m128i *)(void *)(to + fixed->pitch),
+                         _mm512_extracti32x4_epi32(limbs, 1));
+        _mm_storeu_si128((__m128i *)(void *)(to + 2 * fixed->pitch),
+                         _mm512_extracti32x4_epi32(limbs, 2));
+        sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), limbs);
     }
-    const int32_t sums[2] = {_mm512_reduce_add_epi32(low), _mm512_reduce_add_epi32(high)};
-    for (int i = 0; i < 2; i++)
-        chunk->offset[i] = (int32_t)(0u - (uint32_t)sums[i] * (1u << (bits - 1)));
-    chunk->sum = (float)((double)sums[1] * 65536 + sums[0]);
+    sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
+    sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_CDAB));
+    const int32_t of[FQ_CPU_LIMBS] = {_mm512_cvtsi512_si32(sums),
+                                      _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 1)),
+                                      _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 2))};
+    const int32_t low = of[0] + of[1] * 256;
+
+    chunk->offset[0] = (int32_t)(0u - (uint32_t)low * (1u << (bits - 1)));
+    chunk->offset[1] = (int32_t)(0u - (uint32_t)of[2] * (1u << (bits - 1)));
+    chunk->sum = (float)((double)of[2] * 65536 + low);
 }

@@ -3,9 +3,8 @@
  * A row of X to block fixed point: what fixed.c and words-fixed.c do alike, the
  * choice of each segment's form.  The including file defines LIMBS_FEW and
  * LIMBS_ALL, the bits that either has besides the sign (BITS_FEW, 14 or a
- * little over, and BITS_ALL), the largest integer of LIMBS_FEW (FEW_MAX), the bytes
- * that a column takes in fixed->limbs (LIMBS_BYTES), the name of the whole
- * (TO_FIXED), and the two functions declared below.
+ * little over, and BITS_ALL), the largest integer of LIMBS_FEW (FEW_MAX), the name of
+ * the whole (TO_FIXED), and the two functions declared below.
  */
 #ifndef FQ_KERNELS_CPU_FIXED_H
 #define FQ_KERNELS_CPU_FIXED_H
@@ -22,9 +21,10 @@
 
 /* The largest magnitude, and the sum of squares. */
 static float survey(const float *x, int64_t columns, float *squares);
-/* Rounds a chunk to multiples of 2^exponent and takes them apart. */
-static void fix_chunk(const float *x, int64_t columns, int exponent, int bits, int8_t *limbs,
-                      struct fq_cpu_chunk *chunk);
+/* Rounds a chunk, columns `begin` to `end` of a row, to multiples of 2^exponent and takes them
+ * apart. */
+static void fix_chunk(const float *x, int64_t begin, int64_t end, int exponent, int bits,
+                      const struct fq_cpu_fixed *fixed, struct fq_cpu_chunk *chunk);
 
 static float power_of_two(int exponent) {
     uint32_t bits = (uint32_t)(exponent + 127) << 23;
@@ -78,10 +78,9 @@ void TO_FIXED(const struct fq_cpu_weights *weights, const float *x, enum fq_dtyp
         if (!(largest <= FLT_MAX))
             return;
         exponent = choose_unit(largest, squares, end - begin, type, segment);
-        for (; span.end < end; chunk++) {
+        for (; span.end < end; chunk += fixed->chunks_pitch) {
             fq_cpu_next_span(weights, &span);
-            fix_chunk(x + span.begin, span.end - span.begin, exponent, weights->base.info.bits,
-                      fixed->limbs + span.begin * LIMBS_BYTES, chunk);
+            fix_chunk(x, span.begin, span.end, exponent, weights->base.info.bits, fixed, chunk);
         }
     }
     fixed->valid = true;

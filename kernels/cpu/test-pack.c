@@ -205,7 +205,8 @@ static void check_words(int bits, enum fq_dtype type, int64_t group, float large
     static int8_t limbs[K * 4];
     static struct fq_cpu_chunk chunks[K / 16];
     static struct fq_cpu_segment segments[K / 16];
-    struct fq_cpu_fixed fixed = {.limbs = limbs, .chunks = chunks, .segments = segments};
+    struct fq_cpu_fixed fixed = {
+        .limbs = limbs, .chunks_pitch = 1, .chunks = chunks, .segments = segments};
     struct fq_cpu_span span = {0};
     float x[K];
 

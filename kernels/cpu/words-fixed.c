@@ -8,13 +8,12 @@
  * One carries 15 bits and sign, two 26.  With codes of up to 8 bits and chunks of
  * up to 256 columns every sum is exact in int32.
  */
-#define LIMBS_FEW   1
-#define LIMBS_ALL   2
-#define BITS_FEW    14
-#define BITS_ALL    25
-#define FEW_MAX     32767
-#define LIMBS_BYTES 4
-#define TO_FIXED    fq_cpu_to_fixed_words
+#define LIMBS_FEW 1
+#define LIMBS_ALL 2
+#define BITS_FEW  14
+#define BITS_ALL  25
+#define FEW_MAX   32767
+#define TO_FIXED  fq_cpu_to_fixed_words
 #include "fixed.h"
 
 #include <immintrin.h>
@@ -24,19 +23,22 @@
 static float survey(const float *x, int64_t columns, float *squares) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i largest = _mm256_setzero_si256();
-    __m256 sum = _mm256_setzero_ps();
+    /* two, since an addition takes longer than what comes between two */
+    __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     _Alignas(32) int32_t bits[LANES];
     _Alignas(32) float sums[LANES];
     float value;
 
-    for (int64_t k = 0; k < columns; k += LANES) {
-        __m256 v = _mm256_loadu_ps(x + k);
+    for (int64_t k = 0; k < columns; k += 2 * LANES) {
+        const __m256 even = _mm256_loadu_ps(x + k), odd = _mm256_loadu_ps(x + k + LANES);
 
-        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(v), magnitude));
-        sum = _mm256_fmadd_ps(v, v, sum);
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(even), magnitude));
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(odd), magnitude));
+        sum[0] = _mm256_fmadd_ps(even, even, sum[0]);
+        sum[1] = _mm256_fmadd_ps(odd, odd, sum[1]);
     }
     _mm256_store_si256((__m256i *)(void *)bits, largest);
-    _mm256_store_ps(sums, sum);
+    _mm256_store_ps(sums, _mm256_add_ps(sum[0], sum[1]));
     *squares = 0;
     for (int i = 0; i < LANES; i++) {
         *squares += sums[i];
@@ -45,16 +47,6 @@ static float survey(const float *x, int64_t columns, float *squares) {
     }
     memcpy(&value, &bits[0], sizeof value);
     return value;
-}
-
-static int32_t sum_of(__m256i v) {
-    _Alignas(32) int32_t lanes[LANES];
-    uint32_t sum = 0;
-
-    _mm256_store_si256((__m256i *)(void *)lanes, v);
-    for (int i = 0; i < LANES; i++)
-        sum += (uint32_t)lanes[i];
-    return (int32_t)sum;
 }
 
 /* Bytes of eight 16-bit limbs in the order in which words.c has the columns. */
@@ -66,27 +58,29 @@ static __m256i order_of(int bits) {
     return _mm256_broadcastsi128_si256(bits == 8 ? eight : bits == 4 ? four : three);
 }
 
-static void fix_chunk(const float *x, int64_t columns, int exponent, int bits, int8_t *limbs,
-                      struct fq_cpu_chunk *chunk) {
+static void fix_chunk(const float *x, int64_t begin, int64_t end, int exponent, int bits,
+                      const struct fq_cpu_fixed *fixed, struct fq_cpu_chunk *chunk) {
     const __m256 up = _mm256_set1_ps(power_of_two(-exponent));
     const __m256i order = order_of(bits);
-    __m256i sum[LIMBS_ALL] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    __m256i sum = _mm256_setzero_si256(); /* of pairs: a limb in either half */
 
-    for (int64_t k = 0; k < columns; k += LANES) {
+    for (int64_t k = begin; k < end; k += LANES) {
         const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k), up));
         const __m256i low = _mm256_srai_epi32(_mm256_slli_epi32(whole, 16), 16);
         const __m256i high = _mm256_srai_epi32(_mm256_sub_epi32(whole, low), 16);
         const __m256i both = _mm256_shuffle_epi8(
             _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8), order);
-        int8_t *out = limbs + k / FQ_CPU_STEP * FQ_CPU_STEP * LIMBS_BYTES + k % FQ_CPU_STEP * 2;
+        int8_t *out =
+            fixed->limbs + k / FQ_CPU_STEP * (FQ_CPU_STEP * LIMBS_ALL * 2) + k % FQ_CPU_STEP * 2;
 
         _mm_storeu_si128((__m128i *)(void *)out, _mm256_castsi256_si128(both));
         _mm_storeu_si128((__m128i *)(void *)(out + FQ_CPU_STEP * 2),
                          _mm256_extracti128_si256(both, 1));
-        sum[0] = _mm256_add_epi32(sum[0], low);
-        sum[1] = _mm256_add_epi32(sum[1], high);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
     }
-    const int32_t sums[LIMBS_ALL] = {sum_of(sum[0]), sum_of(sum[1])};
+    sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, 0x4e));
+    sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, 0xb1));
+    const int32_t sums[LIMBS_ALL] = {_mm256_cvtsi256_si32(sum), _mm256_extract_epi32(sum, 4)};
     for (int l = 0; l < LIMBS_ALL; l++) /* codes of 8 bits are signed there */
         chunk->offset[l] = bits == 8 ? 0 : (int32_t)(0u - (uint32_t)sums[l] * (1u << (bits - 1)));
     chunk->sum = (float)((double)sums[1] * 65536 + sums[0]);
