@@ -5,7 +5,7 @@
  * in 16 cycles, where vpdpbusd does 64 in one.  The arithmetic is dot.c's, and its
  * results are, bit for bit.
  *
- *     A    a limb of up to 16 rows of X, or of fewer rows several, one below the
+ *     A    a limb of 16 rows of X, or, of eight rows at most, two limbs, one below the
  *          other (signed)
  *     B    16 rows of W: four columns of each in 64 bytes, as unpack() gives them; 8
  *          bits straight from where the codes lie
@@ -56,8 +56,8 @@ bool fq_cpu_amx_allowed(void) {
             __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #c :::);                    \
     } while (0)
 
-/* Gives A and C so many rows, and A so many columns. */
-static void configure(int rows, int columns) {
+/* Gives A so many columns. */
+static void configure(int columns) {
     struct {
         uint8_t palette, start;
         uint8_t reserved[14];
@@ -66,7 +66,7 @@ static void configure(int rows, int columns) {
     } config = {.palette = 1};
 
     for (int i = 0; i < 8; i++) {
-        config.rows[i] = (uint8_t)(i < 2 ? columns / 4 : rows);
+        config.rows[i] = (uint8_t)(i < 2 ? columns / 4 : ROWS);
         config.row_bytes[i] = (uint16_t)(i == 2 || i == 3 ? columns : LANES * 4);
     }
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
@@ -156,9 +156,7 @@ typedef int32_t product[2][(FQ_CPU_LIMBS + 1) * ROWS][LANES];
 /* a: the first limbs of the rows.  known: B of one tile is still there, from other rows. */
 INLINE void multiply(const struct fq_cpu_fixed *fixed, const int8_t *a, const struct chunk *chunk,
                      int pair, bool known, product c, int rows, int bits) {
-    const int pieces = rows < ROWS / 2    ? 1 /* of A */
-                       : rows == ROWS / 2 ? chunk->limbs - 1
-                                          : chunk->limbs;
+    const int pieces = rows < ROWS ? chunk->limbs - 1 : chunk->limbs; /* of A */
     const int64_t piece = (int64_t)ROWS * fixed->columns;
     const uint8_t *const first = chunk->b.at + 2 * pair * chunk->b.vector;
 
@@ -293,7 +291,7 @@ INLINE void run_block(const struct block *block, int64_t rows, float *values, in
 
     memset(part, 0, (size_t)rows * FQ_CPU_BLOCK * sizeof *part);
     memset(values, 0, (size_t)rows * FQ_CPU_BLOCK * sizeof *values);
-    configure(tile_rows * FQ_CPU_LIMBS < ROWS ? tile_rows * FQ_CPU_LIMBS : ROWS, fixed->columns);
+    configure(fixed->columns);
     for (int turn = 1; more; turn ^= 1) {
         const struct chunk this = chunk;
         const int8_t *a = fixed->limbs + this.span.begin / fixed->columns * fixed->columns_pitch;

@@ -200,7 +200,7 @@ struct fq_cpu_kernels {
     const struct fq_cpu_kernels *few;
 };
 
-#define FQ_CPU_FEW_ROWS 4
+#define FQ_CPU_FEW_ROWS 7 /* as measured */
 
 /* The limbs of the rows of a pass in tiles (amx.c), rows in blocks of fq_cpu_tile_rows():
  *
@@ -221,11 +221,9 @@ static inline int fq_cpu_tile_columns(const struct fq_cpu_weights *weights) {
     return group % (FQ_CPU_TILE / 2) == 0 ? FQ_CPU_TILE / 2 : FQ_CPU_STEP;
 }
 
-/* As many rows as fill a tile, or with two limbs, or with all. */
+/* Rows of a block: with two limbs a tile, or with one. */
 static inline int fq_cpu_tile_rows(int64_t rows) {
-    return rows * FQ_CPU_LIMBS <= FQ_CPU_TILE_ROWS ? (int)rows
-           : rows * 2 <= FQ_CPU_TILE_ROWS          ? FQ_CPU_TILE_ROWS / 2
-                                                   : FQ_CPU_TILE_ROWS;
+    return rows * 2 <= FQ_CPU_TILE_ROWS ? FQ_CPU_TILE_ROWS / 2 : FQ_CPU_TILE_ROWS;
 }
 
 extern const struct fq_cpu_kernels fq_cpu_generic;
