@@ -40,7 +40,7 @@ libfqcpu_avx512bf16_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS) -mavx512bf16
 endif
 if CPU_AMX
 noinst_LTLIBRARIES += libfqcpu_amx.la
-libfqkernels_la_LIBADD += libfqcpu_amx.la libfqcpu_avx512vnni.la libfqcpu_avx512.la
+libfqkernels_la_LIBADD += libfqcpu_amx.la
 libfqcpu_amx_la_SOURCES = kernels/cpu/amx.c kernels/cpu/dot.h kernels/cpu/block.h
 libfqcpu_amx_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS)
 endif

@@ -159,6 +159,14 @@ const void *plane_row_image(const struct plane *plane, int64_t row) {
     return plane->image + plane_index(plane, row, 0) * fq_dtype_size(plane->type);
 }
 
+double plane_element(const struct plane *plane, int64_t row, int64_t column) {
+    return (double)fq_load(plane->image, plane->type, plane_index(plane, row, column));
+}
+
+void plane_set(struct plane *plane, int64_t row, int64_t column, float value) {
+    fq_store(plane->image, plane->type, plane_index(plane, row, column), value);
+}
+
 static void plane_fill(struct plane *plane, double scale, bool outliers) {
     for (int64_t m = 0; m < plane->rows; m++)
         for (int64_t k = 0; k < plane->width; k++) {
@@ -368,10 +376,6 @@ struct value {
     double is, terms;
 };
 
-static double element(const struct plane *plane, int64_t row, int64_t column) {
-    return (double)fq_load(plane->image, plane->type, plane_index(plane, row, column));
-}
-
 static struct value product(const struct problem *problem, const double *x,
                             const struct plane *bias, int64_t n) {
     const int64_t k = problem->matrix.k;
@@ -379,7 +383,7 @@ static struct value product(const struct problem *problem, const double *x,
     struct value sum = {0};
 
     if (bias->memory) {
-        sum.is = element(bias, 0, n);
+        sum.is = plane_element(bias, 0, n);
         sum.terms = fabs(sum.is);
     }
     for (int64_t i = 0; i < k; i++) {
@@ -404,7 +408,7 @@ static struct value expected_value(const struct instance *instance, const double
         value.is = activate(value.is, activation);
     }
     if (instance->residual.memory) {
-        double residual = element(&instance->residual, m, n);
+        double residual = plane_element(&instance->residual, m, n);
 
         value.is += residual;
         value.terms += fabs(residual);
@@ -419,10 +423,10 @@ void instance_check(const struct instance *instance, const struct plane *y) {
 
     for (int64_t m = 0; m < shape->m; m++) {
         for (int64_t k = 0; k < shape->k; k++)
-            x[k] = element(&instance->x, m, k);
+            x[k] = plane_element(&instance->x, m, k);
         for (int64_t n = 0; n < shape->n; n++) {
             struct value expected = expected_value(instance, x, m, n);
-            double got = element(y, m, n);
+            double got = plane_element(y, m, n);
 
             if (!isfinite(got))
                 fail_msg("Y[%" PRId64 "][%" PRId64 "] is %g, expected %g", m, n, got, expected.is);

@@ -59,6 +59,8 @@ void plane_upload(struct plane *plane);
 void plane_download(struct plane *plane);
 void *plane_row(const struct plane *plane, int64_t row);             /* where a GEMM finds it */
 const void *plane_row_image(const struct plane *plane, int64_t row); /* here */
+double plane_element(const struct plane *plane, int64_t row, int64_t column);
+void plane_set(struct plane *plane, int64_t row, int64_t column, float value); /* here alone */
 void assert_only_rows_written(const struct plane *plane);
 
 /* ---- Cases ------------------------------------------------------------------------------- */

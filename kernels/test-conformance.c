@@ -16,6 +16,7 @@
 #include "test-case.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -25,7 +26,7 @@
 #include <cmocka.h>
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
-#define TARGETS_MAX  8
+#define TARGETS_MAX  16
 
 struct target {
     const char *backend;
@@ -290,6 +291,69 @@ static void rows_do_not_depend_on_their_company(void **context) {
     fq_backend_free(backend);
 }
 
+/* An infinity in X, and a NaN, are lost on their own rows alone, and not there either. */
+static void check_spoilt_rows(struct fq_backend *backend, const struct shape *shape) {
+    static const int64_t counts[] = {3, 8, 40, FQ_DECODE_ROWS};
+    const int64_t infinite = 1, nan = 2;
+    int64_t order[FQ_DECODE_ROWS];
+    struct instance instance;
+    struct plane clean, spoilt;
+
+    begin(shape);
+    instance_init(&instance, backend, shape);
+    instance_init_y(&instance, &clean, 0);
+    instance_init_y(&instance, &spoilt, 0);
+    for (int64_t m = 0; m < FQ_DECODE_ROWS; m++)
+        order[m] = m;
+    instance_run_rows(&instance, &clean, order, FQ_DECODE_ROWS);
+    plane_set(&instance.x, infinite, (int64_t)random_below((size_t)shape->k), INFINITY);
+    plane_set(&instance.x, nan, (int64_t)random_below((size_t)shape->k), NAN);
+    plane_upload(&instance.x);
+    for (size_t i = 0; i < COUNT(counts); i++) {
+        instance_run_rows(&instance, &spoilt, order, counts[i]);
+        for (int64_t m = 0; m < counts[i]; m++) {
+            const bool whole = m != infinite && m != nan;
+
+            if (whole && memcmp(plane_row_image(&spoilt, m), plane_row_image(&clean, m),
+                                (size_t)shape->n * fq_dtype_size(shape->type)) != 0)
+                fail_msg("row %" PRId64 " of %" PRId64 " differs beside rows that are not finite",
+                         m, counts[i]);
+            for (int64_t n = 0; n < shape->n && !whole; n++)
+                if (isfinite(plane_element(&spoilt, m, n)))
+                    fail_msg("column %" PRId64 " of row %" PRId64
+                             ", which is not finite, of %" PRId64 " is",
+                             n, m, counts[i]);
+        }
+    }
+    plane_fini(&spoilt);
+    plane_fini(&clean);
+    instance_fini(&instance);
+    checking = false;
+}
+
+static void rows_that_are_not_finite_spoil_no_others(void **context) {
+    struct fq_backend *backend;
+    struct fq_device_info info = open_target(*context, 0, &backend);
+
+    for (size_t i = 0; i < COUNT(all_bits) * 4; i++) {
+        struct shape shape = {.bits = all_bits[i / 4],
+                              .zeros = i % 2,
+                              .group = i / 2 % 2 ? 16 : 64,
+                              .scale_type = scale_types[i % 2]};
+
+        draw(&shape, &info);
+        shape.m = FQ_DECODE_ROWS;
+        shape.n = i % 3 ? 130 : 33;
+        shape.k = i % 2 ? 1000 : 640;
+        shape.group = i / 2 % 2 ? 16 : 64;
+        shape.activation = FQ_ACTIVATION_NONE; /* which could make a number of an infinity */
+        shape.gate_group = 0;
+        shape.row_pointers = true;
+        check_spoilt_rows(backend, &shape);
+    }
+    fq_backend_free(backend);
+}
+
 /* The same inputs to the same bits: run after run, and on any number of threads. */
 static void repeats_bit_for_bit(void **context) {
     static const int threads[] = {1, 1, 2, 3};
@@ -393,6 +457,7 @@ int main(int argc, char **argv) {
          stays_within_the_bounds_on_many_rows_of_weights},
         {"stays_within_the_bounds_on_deep_weights", stays_within_the_bounds_on_deep_weights},
         {"rows_do_not_depend_on_their_company", rows_do_not_depend_on_their_company},
+        {"rows_that_are_not_finite_spoil_no_others", rows_that_are_not_finite_spoil_no_others},
         {"repeats_bit_for_bit", repeats_bit_for_bit},
     };
     static struct target targets[TARGETS_MAX];

@@ -2,11 +2,10 @@
 /*
  * More than a few rows, any number of them, where the processor multiplies tiles of
  * bytes (AMX-INT8): up to 16 rows of 64 bytes by as many of 16 columns, 16384 products
- * in 16 cycles, where vpdpbusd does 64 in one.  The arithmetic is dot.c's, and its
- * results are, bit for bit.
+ * in 16 cycles.  The arithmetic is dot.c's, and its results are, bit for bit.
  *
- *     A    a limb of 16 rows of X, or, of eight rows at most, two limbs, one below the
- *          other (signed)
+ *     A    a limb of 16 rows of X; of eight rows, which is all that a pass may have
+ *          less, two limbs, one below the other (signed)
  *     B    16 rows of W: four columns of each in 64 bytes, as unpack() gives them; 8
  *          bits straight from where the codes lie
  *     C    sums of a chunk, int32, 16 rows of W wide
@@ -48,7 +47,7 @@ bool fq_cpu_amx_allowed(void) {
                      : "memory")
 #define TILE_CLEAR(tile) __asm__ volatile("tilezero %%tmm" #tile :::)
 /* C += A · B; B of unsigned bytes, or, 8 bits, of signed ones. */
-#define TILE_ADD(c, a, b, bits)                                                                    \
+#define TILE_DOT(c, a, b, bits)                                                                    \
     do {                                                                                           \
         if ((bits) == 8)                                                                           \
             __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c :::);                    \
@@ -104,10 +103,11 @@ INLINE void unpack_step(const uint8_t *codes, int64_t step, int half, uint8_t *t
 }
 
 /* 8 bits: the last columns of K, where a tile would reach beyond them. */
-static void copy_codes(const uint8_t *codes, int columns, const struct bytes *to, uint8_t *out) {
+static void copy_codes(const uint8_t *codes, int columns, const struct bytes *layout, uint8_t *to) {
     for (int k = 0; k < columns; k += 4, codes += FQ_CPU_BLOCK * 4)
         for (int v = 0; v < VECTORS; v++)
-            memcpy(out + v * to->vector + k / 4 * to->pitch, codes + v * LANES * 4, LANES * 4);
+            memcpy(to + v * layout->vector + k / 4 * layout->pitch, codes + v * LANES * 4,
+                   LANES * 4);
 }
 
 /* The codes of a chunk as bytes. */
@@ -151,12 +151,12 @@ struct chunk {
 };
 
 /* C of a block of rows of X and 32 rows of W, limb below limb. */
-typedef int32_t product[2][(FQ_CPU_LIMBS + 1) * ROWS][LANES];
+typedef int32_t product[2][FQ_CPU_LIMBS * ROWS][LANES];
 
 /* a: the first limbs of the rows.  known: B of one tile is still there, from other rows. */
 INLINE void multiply(const struct fq_cpu_fixed *fixed, const int8_t *a, const struct chunk *chunk,
                      int pair, bool known, product c, int rows, int bits) {
-    const int pieces = rows < ROWS ? chunk->limbs - 1 : chunk->limbs; /* of A */
+    const int pieces = (chunk->limbs * rows + ROWS - 1) / ROWS; /* tiles of A */
     const int64_t piece = (int64_t)ROWS * fixed->columns;
     const uint8_t *const first = chunk->b.at + 2 * pair * chunk->b.vector;
 
@@ -175,12 +175,12 @@ INLINE void multiply(const struct fq_cpu_fixed *fixed, const int8_t *a, const st
                 TILE_LOAD(0, b, chunk->b.pitch);
                 TILE_LOAD(1, b + chunk->b.vector, chunk->b.pitch);
             }
-            TILE_ADD(4, 2, 0, bits);
-            TILE_ADD(5, 2, 1, bits);
+            TILE_DOT(4, 2, 0, bits);
+            TILE_DOT(5, 2, 1, bits);
             if (two) {
                 TILE_LOAD(3, from + piece, fixed->columns);
-                TILE_ADD(6, 3, 0, bits);
-                TILE_ADD(7, 3, 1, bits);
+                TILE_DOT(6, 3, 0, bits);
+                TILE_DOT(7, 3, 1, bits);
             }
         }
         TILE_STORE(4, c[0][p * ROWS]);
@@ -233,20 +233,20 @@ INLINE void add_limbs(const struct block *block, const struct fq_cpu_chunk *chun
 INLINE void add(const struct block *block, const struct chunk *chunk, int64_t row, int pair,
                 product c, float *part, int count, int rows, int bits) {
     const struct fq_cpu_fixed *fixed = block->fixed;
-    const struct fq_cpu_chunk *of =
+    const struct fq_cpu_chunk *first =
         fixed->chunks + (chunk->span.chunks - 1) * fixed->chunks_pitch + row;
     const int64_t group = chunk->span.group;
     const int lane = pair * 2 * LANES;
 
     part += row * FQ_CPU_BLOCK;
     if (block->zeros && chunk->limbs == LIMBS_ALL)
-        add_limbs(block, of, group, c, lane, part, count, rows, bits, LIMBS_ALL, true);
+        add_limbs(block, first, group, c, lane, part, count, rows, bits, LIMBS_ALL, true);
     else if (block->zeros)
-        add_limbs(block, of, group, c, lane, part, count, rows, bits, LIMBS_FEW, true);
+        add_limbs(block, first, group, c, lane, part, count, rows, bits, LIMBS_FEW, true);
     else if (chunk->limbs == LIMBS_ALL)
-        add_limbs(block, of, group, c, lane, part, count, rows, bits, LIMBS_ALL, false);
+        add_limbs(block, first, group, c, lane, part, count, rows, bits, LIMBS_ALL, false);
     else
-        add_limbs(block, of, group, c, lane, part, count, rows, bits, LIMBS_FEW, false);
+        add_limbs(block, first, group, c, lane, part, count, rows, bits, LIMBS_FEW, false);
 }
 
 /* ---- A block ----------------------------------------------------------------------------- */
@@ -278,6 +278,13 @@ INLINE bool next_chunk(const struct block *block, struct chunk *chunk, int64_t r
     return true;
 }
 
+/* A step of a chunk: some rows of X times 32 rows of W. */
+struct step {
+    int pair;        /* which 32 */
+    int64_t row;     /* of X, the first */
+    const int8_t *a; /* its limbs */
+};
+
 /* values[rows][64]: all rows' products.  What is multiplied is added a step later. */
 INLINE void run_block(const struct block *block, int64_t rows, float *values, int bits) {
     _Alignas(64) float part[FQ_DECODE_ROWS * FQ_CPU_BLOCK];
@@ -285,7 +292,8 @@ INLINE void run_block(const struct block *block, int64_t rows, float *values, in
     _Alignas(64) product c[2];
     const struct fq_cpu_fixed *fixed = block->fixed;
     const int tile_rows = fq_cpu_tile_rows(rows);
-    const int steps = (int)(rows + tile_rows - 1) / tile_rows; /* each of 32 rows of W, twice */
+    const int columns_log2 = __builtin_ctz((unsigned)fixed->columns);
+    const int steps = 2 * (int)((rows + tile_rows - 1) / tile_rows);
     struct chunk chunk = {0};
     bool more = next_chunk(block, &chunk, rows, codes[0], bits);
 
@@ -294,22 +302,23 @@ INLINE void run_block(const struct block *block, int64_t rows, float *values, in
     configure(fixed->columns);
     for (int turn = 1; more; turn ^= 1) {
         const struct chunk this = chunk;
-        const int8_t *a = fixed->limbs + this.span.begin / fixed->columns * fixed->columns_pitch;
+        const int8_t *a = fixed->limbs + (this.span.begin >> columns_log2) * fixed->columns_pitch;
+        struct step here = {.a = a}, before = here;
 
-        for (int i = 0; i <= 2 * steps; i++) {
-            const int before = i - 1;
-
-            if (i < 2 * steps)
-                multiply(fixed, a + i % steps * FQ_CPU_LIMBS * fixed->pitch, &this, i / steps,
-                         i % steps > 0, c[i % 2], tile_rows, bits);
+        for (int i = 0; i <= steps; i++) {
+            if (i < steps)
+                multiply(fixed, here.a, &this, here.pair, here.row > 0, c[i % 2], tile_rows, bits);
             else
                 more = next_chunk(block, &chunk, rows, codes[turn], bits);
-            if (before >= 0) {
-                const int64_t row = before % steps * tile_rows;
-
-                add(block, &this, row, before / steps, c[before % 2], part,
-                    (int)(rows - row < tile_rows ? rows - row : tile_rows), tile_rows, bits);
-            }
+            if (i > 0)
+                add(block, &this, before.row, before.pair, c[1 - i % 2], part,
+                    (int)(rows - before.row < tile_rows ? rows - before.row : tile_rows), tile_rows,
+                    bits);
+            before = here;
+            here.row += tile_rows;
+            here.a += FQ_CPU_LIMBS * fixed->pitch;
+            if (here.row >= rows)
+                here = (struct step){.pair = 1, .a = a};
         }
         if (!more || chunk.span.segments != this.span.segments)
             end_segment(block, this.span.segments - 1, part, values, (int)rows);
@@ -344,15 +353,7 @@ static void join_parts(const struct fq_cpu_job *job, int64_t index, float *value
 }
 
 static void decode(const struct fq_cpu_job *job) {
-    const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
-    const int64_t splits = fq_cpu_splits(job->operand[FQ_CPU_MAIN].weights);
-
-    if (splits > 1)
-        fq_cpu_run_parts(job, splits, run, join_parts);
-    else
-#pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
-        for (int64_t block = 0; block < blocks; block++)
-            run_whole(job, block);
+    fq_cpu_run_blocks(job, run_whole, run, join_parts);
 }
 
 /* ---- X ----------------------------------------------------------------------------------- */

@@ -308,7 +308,7 @@ static void convert_rows(struct fq_cpu_job *job, const struct fq_cpu_kernels *ke
     }
 }
 
-void fq_cpu_run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part *part,
+static void run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part *part,
                       fq_cpu_join *join) {
     const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
     const int64_t floats = job->rows * job->operands * FQ_CPU_BLOCK;
@@ -328,6 +328,20 @@ void fq_cpu_run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part 
             join(job, block, values);
         }
     }
+}
+
+void fq_cpu_run_blocks(const struct fq_cpu_job *job, fq_cpu_whole *whole, fq_cpu_part *part,
+                       fq_cpu_join *join) {
+    const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
+    const int64_t splits = fq_cpu_splits(job->operand[FQ_CPU_MAIN].weights);
+
+    if (splits > 1) {
+        run_parts(job, splits, part, join);
+        return;
+    }
+#pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
+    for (int64_t block = 0; block < blocks; block++)
+        whole(job, block);
 }
 
 /* Whether all rows of X are in fixed point. */
@@ -363,7 +377,7 @@ static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64
         return status;
     job.scratch = (float *)(void *)(stream->scratch + parts.threads);
     convert_rows(&job, kernels, &parts, stream->scratch, decode, as_bf16);
-    if (kernels->few && !all_valid(&job)) {
+    if (kernels->few && !all_valid(&job)) { /* what `few` wants has room in these parts */
         kernels = kernels->few;
         convert_rows(&job, kernels, &parts, stream->scratch, decode, as_bf16);
     }

@@ -69,8 +69,9 @@ struct fq_cpu_segment {
 
 struct fq_cpu_fixed {
     bool valid;                      /* else the row has to be computed in fp32 */
-    int8_t *limbs;                   /* [k_padded / columns][FQ_CPU_LIMBS][columns]; or int16_t
-                                        [k_padded / 16][2][16] (words-fixed.c) */
+    int8_t *limbs;                   /* [k_padded / columns][FQ_CPU_LIMBS][columns], or in tiles,
+                                        see fq_cpu_tile_rows(); or int16_t [k_padded / 16][2][16]
+                                        (words-fixed.c) */
     int columns;                     /* a power of two, 16 to 64 */
     int64_t pitch, columns_pitch;    /* bytes from a limb to the next, and to the next columns */
     int64_t chunks_pitch;            /* chunks from one to the next */
@@ -158,17 +159,19 @@ struct fq_cpu_job {
 /* Floats that one thread needs for a pass of `rows` rows. */
 size_t fq_cpu_scratch_floats(int64_t rows, int operands);
 
-/* The products of a block over part `split` of K, to part[rows][operands][64], of which a tile of
- * rows has its own order; and the end of it, where parts[0] is the sum of all. */
+/* A block's rows of Y; or its products over part `split` of K, to part[rows][operands][64], of
+ * which a tile of rows has its own order, and the end of it, where values[] is the sum of all
+ * parts. */
+typedef void fq_cpu_whole(const struct fq_cpu_job *job, int64_t block);
 typedef void fq_cpu_part(const struct fq_cpu_job *job, int64_t block, int64_t split, int64_t splits,
                          float *part);
 typedef void fq_cpu_join(const struct fq_cpu_job *job, int64_t block, float *values);
 
-/* Decode by parts of K: all of them by the job's threads, in any order, then each block's sum, in
- * the order of K.  Rows that no part fills are summed as they are, and for join() to leave alone.
- * (cpu.c) */
-void fq_cpu_run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part *part,
-                      fq_cpu_join *join);
+/* Decode by the job's threads: every block whole; or, where they are few, by parts of K, in any
+ * order, and each block's sum in the order of K.  Rows that no part fills are summed as they are,
+ * and for join() to leave alone.  (cpu.c) */
+void fq_cpu_run_blocks(const struct fq_cpu_job *job, fq_cpu_whole *whole, fq_cpu_part *part,
+                       fq_cpu_join *join);
 
 struct fq_cpu_kernels {
     const char *name;
@@ -206,8 +209,8 @@ struct fq_cpu_kernels {
  *
  *     [k / columns][rows / block][FQ_CPU_LIMBS][block][columns]
  *
- * K is rounded up to FQ_CPU_TILE, and FQ_CPU_TILE_SLACK bytes behind it may be read.  The chunks of
- * all rows lie side by side. */
+ * Rows are rounded up to whole blocks, K to FQ_CPU_TILE, and FQ_CPU_TILE_SLACK bytes behind it may
+ * be read.  The chunks of all rows lie side by side. */
 #define FQ_CPU_TILE       64
 #define FQ_CPU_TILE_ROWS  16
 #define FQ_CPU_TILE_SLACK (FQ_CPU_TILE_ROWS * FQ_CPU_TILE)
@@ -221,7 +224,7 @@ static inline int fq_cpu_tile_columns(const struct fq_cpu_weights *weights) {
     return group % (FQ_CPU_TILE / 2) == 0 ? FQ_CPU_TILE / 2 : FQ_CPU_STEP;
 }
 
-/* Rows of a block: with two limbs a tile, or with one. */
+/* Rows of a block: a tile by two limbs of them, or by one. */
 static inline int fq_cpu_tile_rows(int64_t rows) {
     return rows * 2 <= FQ_CPU_TILE_ROWS ? FQ_CPU_TILE_ROWS / 2 : FQ_CPU_TILE_ROWS;
 }

@@ -35,7 +35,7 @@ static void survey_lanes(const float *x, __m512i *largest, __m512 *sum) {
 
 static float survey(const float *x, int64_t columns, float *squares) {
     __m512i largest = _mm512_setzero_si512();
-    /* two, since an addition takes longer than what comes between two */
+    /* two sums hide the latency of an FMA */
     __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
     uint32_t bits;
     float value;
@@ -53,12 +53,12 @@ static float survey(const float *x, int64_t columns, float *squares) {
 
 /* Byte l of each lane to the l-th quarter of a register. */
 static __m512i quarters(__m512i lanes) {
-    const __m512i first = _mm512_set_epi8(
+    const __m512i index = _mm512_set_epi8(
         63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 62, 58, 54, 50, 46, 42, 38,
         34, 30, 26, 22, 18, 14, 10, 6, 2, 61, 57, 53, 49, 45, 41, 37, 33, 29, 25, 21, 17, 13, 9, 5,
         1, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
 
-    return _mm512_permutexvar_epi8(first, lanes);
+    return _mm512_permutexvar_epi8(index, lanes);
 }
 
 static void fix_chunk(const float *x, int64_t begin, int64_t end, int exponent, int bits,
@@ -84,12 +84,12 @@ static void fix_chunk(const float *x, int64_t begin, int64_t end, int exponent, 
     }
     sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
     sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_CDAB));
-    const int32_t of[FQ_CPU_LIMBS] = {_mm512_cvtsi512_si32(sums),
-                                      _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 1)),
-                                      _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 2))};
-    const int32_t low = of[0] + of[1] * 256;
+    const int32_t limb[FQ_CPU_LIMBS] = {_mm512_cvtsi512_si32(sums),
+                                        _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 1)),
+                                        _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 2))};
+    const int32_t low = limb[0] + limb[1] * 256;
 
     chunk->offset[0] = (int32_t)(0u - (uint32_t)low * (1u << (bits - 1)));
-    chunk->offset[1] = (int32_t)(0u - (uint32_t)of[2] * (1u << (bits - 1)));
-    chunk->sum = (float)((double)of[2] * 65536 + low);
+    chunk->offset[1] = (int32_t)(0u - (uint32_t)limb[2] * (1u << (bits - 1)));
+    chunk->sum = (float)((double)limb[2] * 65536 + low);
 }

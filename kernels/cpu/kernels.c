@@ -332,16 +332,7 @@ static void join_parts(const struct fq_cpu_job *job, int64_t block, float *value
 }
 
 static void decode(const struct fq_cpu_job *job) {
-    const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
-    const int64_t splits = fq_cpu_splits(job->operand[FQ_CPU_MAIN].weights);
-
-    if (splits > 1) {
-        fq_cpu_run_parts(job, splits, decode_part, join_parts);
-        return;
-    }
-#pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
-    for (int64_t block = 0; block < blocks; block++)
-        decode_block(job, block);
+    fq_cpu_run_blocks(job, decode_block, decode_part, join_parts);
 }
 
 /* ---- panel ------------------------------------------------------------------------------- */

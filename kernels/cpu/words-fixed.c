@@ -23,7 +23,7 @@
 static float survey(const float *x, int64_t columns, float *squares) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i largest = _mm256_setzero_si256();
-    /* two, since an addition takes longer than what comes between two */
+    /* two sums hide the latency of an FMA */
     __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     _Alignas(32) int32_t bits[LANES];
     _Alignas(32) float sums[LANES];
