@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * More than a few rows, any number of them, where the processor multiplies tiles of
+ * Eight rows of X and more, any number of them, where the processor multiplies tiles of
  * bytes (AMX-INT8): up to 16 rows of 64 bytes by as many of 16 columns, 16384 products
  * in 16 cycles.  The arithmetic is dot.c's, and its results are, bit for bit.
  *
- *     A    a limb of 16 rows of X; of eight rows, which is all that a pass may have
- *          less, two limbs, one below the other (signed)
+ *     A    a limb of 16 rows of X; where a pass is of eight, two limbs, one below the
+ *          other (signed)
  *     B    16 rows of W: four columns of each in 64 bytes, as unpack() gives them; 8
  *          bits straight from where the codes lie
  *     C    sums of a chunk, int32, 16 rows of W wide

@@ -23,22 +23,19 @@
 static float survey(const float *x, int64_t columns, float *squares) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i largest = _mm256_setzero_si256();
-    /* two sums hide the latency of an FMA */
-    __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    __m256 sum = _mm256_setzero_ps();
     _Alignas(32) int32_t bits[LANES];
     _Alignas(32) float sums[LANES];
     float value;
 
-    for (int64_t k = 0; k < columns; k += 2 * LANES) {
-        const __m256 even = _mm256_loadu_ps(x + k), odd = _mm256_loadu_ps(x + k + LANES);
+    for (int64_t k = 0; k < columns; k += LANES) {
+        __m256 v = _mm256_loadu_ps(x + k);
 
-        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(even), magnitude));
-        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(odd), magnitude));
-        sum[0] = _mm256_fmadd_ps(even, even, sum[0]);
-        sum[1] = _mm256_fmadd_ps(odd, odd, sum[1]);
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(v), magnitude));
+        sum = _mm256_fmadd_ps(v, v, sum);
     }
     _mm256_store_si256((__m256i *)(void *)bits, largest);
-    _mm256_store_ps(sums, _mm256_add_ps(sum[0], sum[1]));
+    _mm256_store_ps(sums, sum);
     *squares = 0;
     for (int i = 0; i < LANES; i++) {
         *squares += sums[i];
