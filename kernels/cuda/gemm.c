@@ -211,7 +211,7 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
     if (launch->m > FQ_CUDA_DIRECT_ROWS)
         status = launch->x_mapped
                      ? map_rows(launch->x_rows[0], launch->m, w->k, row_distance(launch->x_rows),
-                                padded_rows(launch->m), &map, err)
+                                fq_cuda_decode_mapped_rows(launch->m), &map, err)
                      : arrange_rows(stream, launch, err);
     if (status < 0)
         return status;

@@ -21,6 +21,13 @@ enum class scaling {
     wide
 };
 
+/* Which of a launch's matrices have zero points; some: of a pair one. */
+enum class zero_points {
+    none,
+    all,
+    some
+};
+
 /* N: rows of X, rounded up; the constants are host code's too. */
 template <int N_, int BITS_> struct decode_shape {
     static constexpr int N = N_, BITS = BITS_;

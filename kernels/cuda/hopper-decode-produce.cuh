@@ -79,7 +79,11 @@ template <class S> class decode_producer {
         }
     }
 
-    /* X of a stage, as wgmma wants it: by its tensor map, or arranged so already. */
+    /* X of a stage, as wgmma wants it, by its tensor map, or arranged so already; what of a tile of
+     * it is copied, in bytes. */
+    __device__ __forceinline__ uint32_t x_bytes() const {
+        return cta.launch.x_mapped ? fq_cuda_decode_mapped_rows(cta.launch.m) * 128 : S::X_TILE;
+    }
     __device__ __forceinline__ void put_x(const cursor &at) const {
         const uint32_t to = cta.ring + at.place.stage * cta.stage_bytes;
         const int tiles = min(cta.tiles, cta.end - at.tile);
@@ -116,7 +120,7 @@ template <class S> class decode_producer {
             const uint32_t barrier = d.full_of(at.place);
             const uint32_t stage = at.place.stage * d.stage_bytes;
             const uint32_t groups_one = one.groups_of(tiles), groups_two = two.groups_of(tiles);
-            uint32_t all = SCALES && !S::DIRECT ? tiles * S::X_TILE : 0;
+            uint32_t all = SCALES && !S::DIRECT ? tiles * producer.x_bytes() : 0;
 
             if (CODES)
                 all += one.code_bytes(tiles) + (PAIRED ? two.code_bytes(tiles) : 0);

@@ -10,7 +10,9 @@
 
 #ifdef FQ_HOPPER_CODE
 
-template <class S, class T> class decode_summer {
+/* USUAL: scales are `exact` for whole tiles, or `wide`. */
+template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
+    static constexpr bool SYMMETRIC = ZEROS == zero_points::none;
     using block_place = typename decode_cta<S>::block_place;
     using strip_sums = typename decode_cta<S>::strip_sums;
     const decode_cta<S> &cta;
@@ -24,8 +26,9 @@ template <class S, class T> class decode_summer {
         group_phase groups;
 
         __device__ __forceinline__ slot_place(const decode_cta<S> &d, const block_place &block,
-                                              int slot, const fq_cuda_matrix &w, bool with_zeros)
-            : bf16_scales(w.scale_bf16 != 0), has_zeros(with_zeros), groups(w, here(d.begin)) {
+                                              int slot, const fq_cuda_matrix &w)
+            : bf16_scales(w.scale_bf16 != 0),
+              has_zeros(ZEROS == zero_points::all || w.zeros != nullptr), groups(w, here(d.begin)) {
             const int index = (d.parted ? 0 : d.group) + slot * block.first,
                       warp = d.thread / 32 % 4;
             const int pair = warp * 8 + d.lane / 4;
@@ -34,6 +37,12 @@ template <class S, class T> class decode_summer {
                     lane_offset<S::BITS>(d.lane);
             scales = d.scales_of(index) + pair * 4;
             zeros = d.zeros_of(index) + pair * 2;
+            if (!S::DIRECT) {
+                kept(codes);
+                kept(scales);
+                if (!SYMMETRIC)
+                    kept(zeros);
+            }
         }
 
         /* Which of the stage's groups a segment of a tile of it belongs to. */
@@ -44,14 +53,13 @@ template <class S, class T> class decode_summer {
                        : groups.slot(tile * FQ_CUDA_STEPS + segment * (FQ_CUDA_STEPS / SEGMENTS));
         }
         /* Of such a group; the stage starts `stage` bytes behind the first. */
-        template <bool ZEROS>
         __device__ __forceinline__ zero_terms<S::BITS, T> load_zeros(uint32_t stage,
                                                                      int slot) const {
             uint32_t pair;
 
-            if (!ZEROS)
+            if (SYMMETRIC)
                 return middle_zeros<S::BITS, T>();
-            /* a pair of matrices may have them for one alone: no branch, which parts the loop */
+            /* no branch, which would part the loop */
             pair = lds_16(zeros + stage + slot * FQ_CUDA_ZERO_BYTES);
             return unpack_zeros<S::BITS, T>(has_zeros ? pair : 0x101u << (S::BITS - 1));
         }
@@ -139,7 +147,7 @@ template <class S, class T> class decode_summer {
      * narrowest wgmma costs.  Products of different tiles and strips do not wait for each other,
      * unless the tiles are summed together.
      */
-    template <int SLOTS, int TILES, int SEGMENTS, bool ZEROS, scaling KIND>
+    template <int SLOTS, int TILES, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void
     sum_tiles_directly(strip_sums (&sums)[S::SLOTS], const slot_place (&at)[SLOTS], uint32_t stage,
                        int of, uint32_t x_first) const {
@@ -171,7 +179,7 @@ template <class S, class T> class decode_summer {
                         const int slot = at[s].template slot_of<SEGMENTS, KIND>(of + t, segment);
 
                         scale[t][s] = at[s].load_scales(stage, slot);
-                        zero[t][s] = at[s].template load_zeros<ZEROS>(stage, slot);
+                        zero[t][s] = at[s].load_zeros(stage, slot);
                     }
 #pragma unroll
                 for (int i = 0; i < STEPS; i++) {
@@ -190,7 +198,7 @@ template <class S, class T> class decode_summer {
                         for (int s = 0; s < SLOTS; s++) {
                             uint32_t a[4];
 
-                            fragment<S::BITS, T, !ZEROS>(a, codes[t][s], step, zero[t][s]);
+                            fragment<S::BITS, T, SYMMETRIC>(a, codes[t][s], step, zero[t][s]);
 #pragma unroll
                             for (int j = 0; j < S::N / 8; j++) {
                                 const uint32_t *two = x[t][j] + step % 2 * 2;
@@ -217,7 +225,7 @@ template <class S, class T> class decode_summer {
     using tile_weights = uint32_t[FQ_CUDA_STEPS][4]; /* of a thread: the fragments of a tile */
 
     /* A tile's codes and zero points, as they come from a stage. */
-    template <int SEGMENTS, bool ZEROS, scaling KIND> struct loaded_tile {
+    template <int SEGMENTS, scaling KIND> struct loaded_tile {
         lane_codes<S::BITS> codes;
         zero_terms<S::BITS, T> zero[SEGMENTS];
 
@@ -225,14 +233,14 @@ template <class S, class T> class decode_summer {
             : codes(from.load_codes(stage, tile)) {
 #pragma unroll
             for (int segment = 0; segment < SEGMENTS; segment++)
-                zero[segment] = from.template load_zeros<ZEROS>(
-                    stage, from.template slot_of<SEGMENTS, KIND>(tile, segment));
+                zero[segment] =
+                    from.load_zeros(stage, from.template slot_of<SEGMENTS, KIND>(tile, segment));
         }
         __device__ __forceinline__ void dequantize(tile_weights &to) const {
 #pragma unroll
             for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                fragment<S::BITS, T, !ZEROS>(to[step], codes, step,
-                                             zero[step * SEGMENTS / FQ_CUDA_STEPS]);
+                fragment<S::BITS, T, SYMMETRIC>(to[step], codes, step,
+                                                zero[step * SEGMENTS / FQ_CUDA_STEPS]);
         }
     };
 
@@ -269,7 +277,7 @@ template <class S, class T> class decode_summer {
     }
 
     /* TILES tiles of a strip by wgmma, each waited for; of several the sums are scaled together. */
-    template <int TILES, int SEGMENTS, bool ZEROS, scaling KIND>
+    template <int TILES, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_tiles_singly(strip_sums &sums, const slot_place &at,
                                                      uint32_t stage, int of,
                                                      uint32_t x_first) const {
@@ -288,7 +296,7 @@ template <class S, class T> class decode_summer {
             };
 
             load_scales<SEGMENTS, KIND>(scale, at, stage, of + t);
-            loaded_tile<SEGMENTS, ZEROS, KIND>(at, stage, of + t).dequantize(a);
+            loaded_tile<SEGMENTS, KIND>(at, stage, of + t).dequantize(a);
 #pragma unroll
             for (int segment = 0; segment < SEGMENTS; segment++) {
                 multiply<SEGMENTS>(parts[segment % 2], a, segment, x_first + t * (S::X_TILE / 16),
@@ -304,7 +312,7 @@ template <class S, class T> class decode_summer {
     }
 
     /* The tiles of a stage. */
-    template <int SLOTS, int SEGMENTS, bool ZEROS, scaling KIND>
+    template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_stage(strip_sums (&sums)[S::SLOTS],
                                               const slot_place (&at)[SLOTS], uint32_t stage,
                                               int tiles) const {
@@ -318,25 +326,25 @@ template <class S, class T> class decode_summer {
         int of = 0;
 
         for (; of + TOGETHER <= tiles; of += TOGETHER)
-            sum_together<SLOTS, TOGETHER, SEGMENTS, ZEROS, KIND>(sums, at, stage, of, x);
+            sum_together<SLOTS, TOGETHER, SEGMENTS, KIND>(sums, at, stage, of, x);
         if (of < tiles)
-            sum_together<SLOTS, 1, SEGMENTS, ZEROS, KIND>(sums, at, stage, of, x);
+            sum_together<SLOTS, 1, SEGMENTS, KIND>(sums, at, stage, of, x);
     }
-    template <int SLOTS, int TILES, int SEGMENTS, bool ZEROS, scaling KIND>
+    template <int SLOTS, int TILES, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_together(strip_sums (&sums)[S::SLOTS],
                                                  const slot_place (&at)[SLOTS], uint32_t stage,
                                                  int of, uint32_t x) const {
         if constexpr (S::DIRECT) {
-            sum_tiles_directly<SLOTS, TILES, SEGMENTS, ZEROS, KIND>(sums, at, stage, of, x);
+            sum_tiles_directly<SLOTS, TILES, SEGMENTS, KIND>(sums, at, stage, of, x);
         } else {
 #pragma unroll
             for (int s = 0; s < SLOTS; s++)
-                sum_tiles_singly<TILES, SEGMENTS, ZEROS, KIND>(sums[s], at[s], stage, of, x);
+                sum_tiles_singly<TILES, SEGMENTS, KIND>(sums[s], at[s], stage, of, x);
         }
     }
 
     /* All tiles of a block. */
-    template <int SLOTS, int SEGMENTS, bool ZEROS, scaling KIND>
+    template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_tiles(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
                                               ring_place &place) const {
         walk w = start<SLOTS, KIND>(at, place);
@@ -345,8 +353,7 @@ template <class S, class T> class decode_summer {
             const uint32_t stage = w.place.stage * cta.stage_bytes;
 
             mbarrier_wait(cta.full_of(w.place), w.place.parity);
-            sum_stage<SLOTS, SEGMENTS, ZEROS, KIND>(sums, at, stage,
-                                                    min(cta.tiles, cta.end - w.tile));
+            sum_stage<SLOTS, SEGMENTS, KIND>(sums, at, stage, min(cta.tiles, cta.end - w.tile));
             release(cta.empty_of(w.place));
             next<SLOTS, KIND>(w, at);
         }
@@ -357,13 +364,13 @@ template <class S, class T> class decode_summer {
      * The same by wgmma, two tiles, of each strip, a round.  While the tensor cores are at a
      * segment, the products of the one before are added, and the next tile is dequantized.
      */
-    template <int SLOTS, int SEGMENTS, bool ZEROS, scaling KIND>
+    template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_tiles_ahead(strip_sums (&sums)[S::SLOTS],
                                                     slot_place (&at)[SLOTS],
                                                     ring_place &place) const {
         constexpr int ITEMS = 2 * SLOTS; /* tiles of strips, in a round */
         constexpr bool WIDE = KIND == scaling::wide;
-        using loaded = loaded_tile<SEGMENTS, ZEROS, KIND>;
+        using loaded = loaded_tile<SEGMENTS, KIND>;
         walk w = start<SLOTS, KIND>(at, place);
         uint32_t stage = w.place.stage * cta.stage_bytes;
         int of = 0, tiles = min(cta.tiles, cta.end - w.tile); /* of the stage */
@@ -435,14 +442,14 @@ template <class S, class T> class decode_summer {
             }
         }
         if (of < tiles) {
-            sum_together<SLOTS, 1, SEGMENTS, ZEROS, KIND>(sums, at, stage, of, x);
+            sum_together<SLOTS, 1, SEGMENTS, KIND>(sums, at, stage, of, x);
             release(cta.empty_of(w.place));
             w.pass(cta);
         }
         place = w.place;
     }
 
-    template <int SLOTS, int SEGMENTS, bool ZEROS, scaling KIND>
+    template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
                                               ring_place &place) const {
         /* Of several segments only where there are registers for it, and one strip: the compiler
@@ -456,35 +463,38 @@ template <class S, class T> class decode_summer {
             S::fixed_bytes(SLOTS, S::SLOTS == 1));
 
         if constexpr (AHEAD && STAGES > S::GROUPS) {
-            sum_tiles_ahead<SLOTS, SEGMENTS, ZEROS, KIND>(sums, at, place);
+            sum_tiles_ahead<SLOTS, SEGMENTS, KIND>(sums, at, place);
         } else if constexpr (AHEAD) {
             if (cta.roomy())
-                sum_tiles_ahead<SLOTS, SEGMENTS, ZEROS, KIND>(sums, at, place);
+                sum_tiles_ahead<SLOTS, SEGMENTS, KIND>(sums, at, place);
             else
-                sum_tiles<SLOTS, SEGMENTS, ZEROS, KIND>(sums, at, place);
+                sum_tiles<SLOTS, SEGMENTS, KIND>(sums, at, place);
         } else {
-            sum_tiles<SLOTS, SEGMENTS, ZEROS, KIND>(sums, at, place);
+            sum_tiles<SLOTS, SEGMENTS, KIND>(sums, at, place);
         }
     }
 
-    template <int SLOTS, bool ZEROS>
+    template <int SLOTS>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
                                               ring_place &place) const {
         const int segments_log2 = cta.launch.segments_log2;
         const scaling kind = static_cast<scaling>(cta.launch.scaling);
 
-        if (kind == scaling::exact && segments_log2 == 0)
-            sum_block<SLOTS, 1, ZEROS, scaling::exact>(sums, at, place);
-        else if (kind == scaling::wide)
-            sum_block<SLOTS, 1, ZEROS, scaling::wide>(sums, at, place);
-        else if (segments_log2 == 0)
-            sum_block<SLOTS, 1, ZEROS, scaling::any>(sums, at, place);
-        else if (kind == scaling::exact && segments_log2 == 1)
-            sum_block<SLOTS, 2, ZEROS, scaling::exact>(sums, at, place);
-        else if (kind == scaling::exact)
-            sum_block<SLOTS, 4, ZEROS, scaling::exact>(sums, at, place);
-        else
-            sum_tiles<SLOTS, 4, ZEROS, scaling::any>(sums, at, place);
+        if constexpr (USUAL) {
+            if (kind == scaling::exact)
+                sum_block<SLOTS, 1, scaling::exact>(sums, at, place);
+            else
+                sum_block<SLOTS, 1, scaling::wide>(sums, at, place);
+        } else if (segments_log2 == 0) {
+            sum_block<SLOTS, 1, scaling::any>(sums, at, place);
+        } else if (ZEROS == zero_points::some || kind != scaling::exact) {
+            sum_tiles<SLOTS, 4, scaling::any>(sums, at, place);
+        } else if constexpr (ZEROS != zero_points::some) {
+            if (segments_log2 == 1)
+                sum_block<SLOTS, 2, scaling::exact>(sums, at, place);
+            else
+                sum_block<SLOTS, 4, scaling::exact>(sums, at, place);
+        }
     }
 
     /* A warpgroup without a strip only lets the stages go. */
@@ -500,6 +510,11 @@ template <class S, class T> class decode_summer {
     static __device__ __forceinline__ int here(int v) {
         asm volatile("" : "+r"(v));
         return v;
+    }
+
+    /* The opposite: v in a register from here on, not computed anew in each round of a loop. */
+    static __device__ __forceinline__ void kept(uint32_t &v) {
+        asm volatile("" : "+r"(v));
     }
 
     /* Where this thread takes X from, in the first stage. */
@@ -518,7 +533,7 @@ template <class S, class T> class decode_summer {
 
     /* v, which all lanes have alike, in a register that the compiler knows for that. */
     static __device__ __forceinline__ uint32_t uniform(uint32_t v) {
-        return __reduce_or_sync(~0u, v);
+        return __shfl_sync(~0u, v, 0);
     }
 
     /* True, but the compiler cannot tell: what depends on it is not put off past the next wait,
@@ -552,28 +567,17 @@ template <class S, class T> class decode_summer {
         }
         if constexpr (S::SLOTS > 1)
             if (two) {
-                const bool zeros[2] = {w[0]->zeros != nullptr, w[1]->zeros != nullptr};
-                slot_place at[2] = {{cta, block, 0, *w[0], zeros[0]},
-                                    {cta, block, 1, *w[1], zeros[1]}};
+                slot_place at[2] = {{cta, block, 0, *w[0]}, {cta, block, 1, *w[1]}};
 
                 clear(sums[0]);
                 clear(sums[1]);
-                if (zeros[0] || zeros[1])
-                    sum_block<2, true>(sums, at, place);
-                else
-                    sum_block<2, false>(sums, at, place);
+                sum_block<2>(sums, at, place);
                 return;
             }
+        slot_place at[1] = {{cta, block, 0, *w[0]}};
+
         clear(sums[0]);
-        if (w[0]->zeros) {
-            slot_place at[1] = {{cta, block, 0, *w[0], true}};
-
-            sum_block<1, true>(sums, at, place);
-        } else {
-            slot_place at[1] = {{cta, block, 0, *w[0], false}};
-
-            sum_block<1, false>(sums, at, place);
-        }
+        sum_block<1>(sums, at, place);
     }
 };
 

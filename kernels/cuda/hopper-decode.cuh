@@ -34,7 +34,9 @@
 #include "hopper-decode-store.cuh"
 #include "hopper-decode-sum.cuh"
 
-template <class S, class T>
+/* A launch takes the kernel of the loops that it needs: where one kernel had all loops, launches of
+ * 9 to 32 rows took up to a tenth longer, in much the same instructions (NOTES.md). */
+template <class S, class T, zero_points ZEROS, bool USUAL>
 __global__ void __launch_bounds__(S::THREADS, 1)
     hopper_decode(const __grid_constant__ fq_cuda_launch args,
                   const __grid_constant__ CUtensorMap x) {
@@ -65,7 +67,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         __syncwarp();
         cluster_wait();
     } else {
-        const decode_summer<S, T> summer(cta);
+        const decode_summer<S, T, ZEROS, USUAL> summer(cta);
         const decode_storer<S, T> storer(cta);
         ring_place place(args.stages);
 
@@ -93,21 +95,37 @@ template <class T> static scaling scaling_of(const fq_cuda_matrix &w, int segmen
     return w.groups == 1 || w.group_steps % (2 * FQ_CUDA_STEPS) == 0 ? scaling::wide : scaling::any;
 }
 
+/* usual: as decode_summer has it, and never with some. */
+template <class S, class T> static auto decode_kernel(zero_points zeros, bool usual) {
+    if (zeros == zero_points::some)
+        return hopper_decode<S, T, zero_points::some, false>;
+    if (zeros == zero_points::all)
+        return usual ? hopper_decode<S, T, zero_points::all, true>
+                     : hopper_decode<S, T, zero_points::all, false>;
+    return usual ? hopper_decode<S, T, zero_points::none, true>
+                 : hopper_decode<S, T, zero_points::none, false>;
+}
+
 template <class S, class T>
 static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaStream_t stream) {
     const bool gated = args.gate.codes != nullptr;
-    const bool zeros = args.w.zeros || (gated && args.gate.zeros);
+    const int with_zeros = (args.w.zeros != nullptr) + (gated && args.gate.zeros);
+    const zero_points zeros = with_zeros == 0           ? zero_points::none
+                              : with_zeros == 1 + gated ? zero_points::all
+                                                        : zero_points::some;
     const int strips = args.block_strips * (gated && S::SLOTS > 1 ? 2 : 1);
     const int fixed = S::fixed_bytes(strips, gated && S::SLOTS == 1);
     const bool parted = args.block_strips == 1;
     const bool one_block = args.blocks == 1 && !(gated && S::SLOTS == 1);
     scaling kind;
+    bool usual;
 
     /* Long stages are few copies, each of which costs the producer some 100 cycles, and few waits
      * of the consumers. */
     for (args.stage_tiles = parted ? FQ_CUDA_PARTED_TILES : 8;; args.stage_tiles -= 2) {
         args.slots = slots_within(args, args.stage_tiles, 2);
-        args.stage_bytes = S::stage_bytes(args.stage_tiles, strips, args.slots, zeros);
+        args.stage_bytes =
+            S::stage_bytes(args.stage_tiles, strips, args.slots, zeros != zero_points::none);
         args.stages = S::stages_of(args.stage_bytes, fixed);
         if (args.stage_tiles == 2 || args.stages >= S::ENOUGH_STAGES || parted)
             break;
@@ -121,12 +139,14 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
     args.segments_log2 = gated && args.gate.slots_log2 > args.w.slots_log2 ? args.gate.slots_log2
                                                                            : args.w.slots_log2;
     kind = scaling_of<T>(args.w, args.segments_log2);
-    if (gated && scaling_of<T>(args.gate, args.segments_log2) != kind)
+    if (zeros == zero_points::some ||
+        (gated && scaling_of<T>(args.gate, args.segments_log2) != kind))
         kind = scaling::any;
     args.scaling = static_cast<int>(kind);
-    return launch_overlapped(hopper_decode<S, T>, dim3(args.clusters * FQ_CUDA_DECODE_SPLIT),
-                             S::THREADS, fixed + args.stages * (args.stage_bytes + 16),
-                             FQ_CUDA_DECODE_SPLIT, stream, args, x);
+    usual = kind == scaling::wide || (kind == scaling::exact && args.segments_log2 == 0);
+    return launch_overlapped(
+        decode_kernel<S, T>(zeros, usual), dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
+        fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT, stream, args, x);
 }
 
 template <int BITS, class T>
@@ -148,28 +168,33 @@ static cudaError_t queue_decode_any(const fq_cuda_launch &args, const CUtensorMa
                                : queue_decode_by_rows<BITS, bf16>(args, x, stream);
 }
 
-template <int BITS, class T> static cudaError_t prepare_decode() {
-    const void *kernels[] = {
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<8, BITS>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<16, BITS>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<32, BITS>, T>),
-        reinterpret_cast<const void *>(hopper_decode<decode_shape<64, BITS>, T>),
-    };
+template <class S, class T> static cudaError_t prepare_decode() {
+    for (const zero_points zeros : {zero_points::none, zero_points::all, zero_points::some})
+        for (const bool usual : {false, true}) {
+            const void *kernel = reinterpret_cast<const void *>(decode_kernel<S, T>(zeros, usual));
+            cudaError_t error = cudaFuncSetAttribute(
+                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
 
-    for (const void *kernel : kernels) {
-        cudaError_t error =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 << 10);
-
-        if (error != cudaSuccess)
-            return error;
-    }
+            if (error != cudaSuccess)
+                return error;
+        }
     return cudaSuccess;
 }
 
-template <int BITS> static cudaError_t prepare_decode_any() {
-    cudaError_t error = prepare_decode<BITS, f16>();
+template <int BITS, class T> static cudaError_t prepare_decode_by_rows() {
+    cudaError_t error = prepare_decode<decode_shape<8, BITS>, T>();
 
-    return error == cudaSuccess ? prepare_decode<BITS, bf16>() : error;
+    if (error == cudaSuccess)
+        error = prepare_decode<decode_shape<16, BITS>, T>();
+    if (error == cudaSuccess)
+        error = prepare_decode<decode_shape<32, BITS>, T>();
+    return error == cudaSuccess ? prepare_decode<decode_shape<64, BITS>, T>() : error;
+}
+
+template <int BITS> static cudaError_t prepare_decode_any() {
+    cudaError_t error = prepare_decode_by_rows<BITS, f16>();
+
+    return error == cudaSuccess ? prepare_decode_by_rows<BITS, bf16>() : error;
 }
 
 #endif

@@ -46,6 +46,13 @@
  * many for every m, since who sums what must not depend on it. */
 #define FQ_CUDA_PARTED_TILES 4
 
+/* Rows of X that a box of its tensor map has: those there are, in eights, after which the pattern
+ * repeats that spreads them over the banks.  What a tile has room for behind them is never written;
+ * its sums are nobody's. */
+static FQ_HOST_DEVICE int fq_cuda_decode_mapped_rows(int m) {
+    return (m + 7) / 8 * 8;
+}
+
 /* The first tile of K that is the part-th CTA's: an even one. */
 static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
     int pairs = (tiles + 1) / 2, tile = pairs * part / FQ_CUDA_DECODE_SPLIT * 2;
