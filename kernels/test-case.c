@@ -115,14 +115,19 @@ static void problem_fini(struct problem *problem) {
 /* ---- Inputs and outputs ------------------------------------------------------------------ */
 
 void plane_init(struct plane *plane, struct fq_backend *backend, enum fq_memory_kind kind,
-                enum fq_dtype type, int64_t rows, int64_t width, int64_t gap) {
+                enum fq_dtype type, int64_t rows, int64_t width, int64_t gap, bool aligned) {
+    const int64_t even = 16 / (int64_t)fq_dtype_size(type); /* elements of 16 bytes */
     struct fq_error err;
 
     plane->type = type;
     plane->rows = rows;
     plane->width = width;
     plane->stride = width + gap;
-    plane->start = GUARD + (int64_t)random_below(4); /* aligned to an element and no more */
+    plane->start = GUARD;
+    if (aligned)
+        plane->stride = (plane->stride + even - 1) / even * even;
+    else
+        plane->start += (int64_t)random_below(4); /* aligned to an element and no more */
     plane->bytes = (uint64_t)(plane->start + rows * plane->stride + GUARD) * fq_dtype_size(type);
     plane->image = allocate(plane->bytes);
     memset(plane->image, 0xff, plane->bytes); /* NaN in all three types */
@@ -209,7 +214,7 @@ static const struct shape *gate_shape(const struct shape *shape, struct shape *g
 static void vector_init(const struct instance *instance, struct plane *plane) {
     const struct shape *shape = &instance->shape;
 
-    plane_init(plane, instance->backend, shape->kind, shape->bias_type, 1, shape->n, 0);
+    plane_init(plane, instance->backend, shape->kind, shape->bias_type, 1, shape->n, 0, false);
     plane_fill(plane, 1, false);
 }
 
@@ -221,7 +226,8 @@ void instance_init(struct instance *instance, struct fq_backend *backend,
     problem_init(&instance->main, backend, shape);
     if (shape->gate_group)
         problem_init(&instance->gate, backend, gate_shape(shape, &gate));
-    plane_init(&instance->x, backend, shape->kind, shape->type, shape->m, shape->k, shape->x_gap);
+    plane_init(&instance->x, backend, shape->kind, shape->type, shape->m, shape->k, shape->x_gap,
+               shape->x_aligned);
     plane_fill(&instance->x, 2 / sqrt((double)shape->k + 16), shape->outliers);
     if (shape->bias_type)
         vector_init(instance, &instance->bias);
@@ -229,7 +235,7 @@ void instance_init(struct instance *instance, struct fq_backend *backend,
         vector_init(instance, &instance->gate_bias);
     if (shape->residual != RESIDUAL_NONE) {
         plane_init(&instance->residual, backend, shape->kind, shape->type, shape->m, shape->n,
-                   shape->x_gap);
+                   shape->x_gap, false);
         plane_fill(&instance->residual, 1, false);
     }
 }
@@ -246,7 +252,7 @@ void instance_fini(struct instance *instance) {
 void instance_init_y(const struct instance *instance, struct plane *y, int64_t gap) {
     const struct shape *shape = &instance->shape;
 
-    plane_init(y, instance->backend, shape->kind, shape->type, shape->m, shape->n, gap);
+    plane_init(y, instance->backend, shape->kind, shape->type, shape->m, shape->n, gap, false);
 }
 
 /* NaN everywhere, or the residual's rows where the GEMM works in place. */
@@ -451,13 +457,13 @@ void shape_print(uint64_t seed, const struct shape *shape) {
 
     print_error("seed %" PRIu64 ": n %" PRId64 " k %" PRId64 " m %" PRId64 " bits %d group %" PRId64
                 " scales %s zeros %d type %s bias %s activation %s outliers %d row pointers %d "
-                "gaps %" PRId64 " %" PRId64 " memory %d gate group %" PRId64
+                "gaps %" PRId64 " %" PRId64 " X aligned %d memory %d gate group %" PRId64
                 " scales %s zeros %d bias %d residual %s\n",
                 seed, shape->n, shape->k, shape->m, shape->bits, shape->group,
                 fq_dtype_name(shape->scale_type), shape->zeros, fq_dtype_name(shape->type),
                 shape->bias_type ? fq_dtype_name(shape->bias_type) : "none",
                 fq_activation_name(shape->activation), shape->outliers, shape->row_pointers,
-                shape->x_gap, shape->y_gap, shape->kind, shape->gate_group,
+                shape->x_gap, shape->y_gap, shape->x_aligned, shape->kind, shape->gate_group,
                 fq_dtype_name(shape->gate_scale_type), shape->gate_zeros, shape->gate_bias,
                 residuals[shape->residual]);
 }

@@ -25,6 +25,7 @@ struct shape {
     enum fq_dtype bias_type; /* 0: no bias */
     bool zeros, outliers, row_pointers;
     int64_t x_gap, y_gap; /* elements that the strides are larger than needed */
+    bool x_aligned;       /* X's rows begin on 16 bytes */
     enum fq_activation activation;
     enum fq_memory_kind kind;
     int64_t gate_group; /* 0: no gate */
@@ -52,8 +53,10 @@ struct plane {
     int64_t rows, width, stride, start; /* start: elements before row 0 */
 };
 
+/* gap: elements that the stride is larger than the width, at least; aligned: rows begin on 16
+ * bytes. */
 void plane_init(struct plane *plane, struct fq_backend *backend, enum fq_memory_kind kind,
-                enum fq_dtype type, int64_t rows, int64_t width, int64_t gap);
+                enum fq_dtype type, int64_t rows, int64_t width, int64_t gap, bool aligned);
 void plane_fini(struct plane *plane);
 void plane_upload(struct plane *plane);
 void plane_download(struct plane *plane);

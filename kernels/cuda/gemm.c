@@ -178,17 +178,12 @@ static int map_rows(const void *data, int m, int columns, int64_t row_stride, in
     return 0;
 }
 
-/* The rows of X that the kernel for m of them has room for. */
-static int padded_rows(int m) {
-    return m <= 16 ? 16 : m <= 32 ? 32 : 64;
-}
-
 /* X where the copy engine cannot take it from its rows: arranged in the stream's scratch memory. */
 static int arrange_rows(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                         struct fq_error *err) {
     const struct fq_cuda_matrix *w = &launch->w;
     struct fq_cuda_arrange arrange = {
-        .m = launch->m, .rows_padded = padded_rows(launch->m), .k = w->k, .tiles = w->tiles};
+        .m = launch->m, .rows_padded = launch->m <= 32 ? 32 : 64, .k = w->k, .tiles = w->tiles};
     int status = grow_scratch(stream, (uint64_t)w->tiles * arrange.rows_padded * 128, err);
 
     if (status < 0)

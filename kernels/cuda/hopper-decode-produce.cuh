@@ -79,11 +79,11 @@ template <class S> class decode_producer {
         }
     }
 
-    /* X of a stage, as wgmma wants it, by its tensor map, or arranged so already; what of a tile of
-     * it is copied, in bytes. */
+    /* Bytes of a tile of X that are copied. */
     __device__ __forceinline__ uint32_t x_bytes() const {
         return cta.launch.x_mapped ? fq_cuda_decode_mapped_rows(cta.launch.m) * 128 : S::X_TILE;
     }
+    /* X of a stage, as wgmma wants it: by its tensor map, or arranged so already. */
     __device__ __forceinline__ void put_x(const cursor &at) const {
         const uint32_t to = cta.ring + at.place.stage * cta.stage_bytes;
         const int tiles = min(cta.tiles, cta.end - at.tile);

@@ -37,7 +37,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                     lane_offset<S::BITS>(d.lane);
             scales = d.scales_of(index) + pair * 4;
             zeros = d.zeros_of(index) + pair * 2;
-            if (!S::DIRECT) {
+            if (!S::DIRECT) { /* up to 16 rows have no registers for it */
                 kept(codes);
                 kept(scales);
                 if (!SYMMETRIC)
@@ -59,7 +59,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
 
             if (SYMMETRIC)
                 return middle_zeros<S::BITS, T>();
-            /* no branch, which would part the loop */
+            /* of a pair one may have none: no branch, which would part the loop */
             pair = lds_16(zeros + stage + slot * FQ_CUDA_ZERO_BYTES);
             return unpack_zeros<S::BITS, T>(has_zeros ? pair : 0x101u << (S::BITS - 1));
         }

@@ -35,7 +35,7 @@
 #include "hopper-decode-sum.cuh"
 
 /* A launch takes the kernel of the loops that it needs: where one kernel had all loops, launches of
- * 9 to 32 rows took up to a tenth longer, in much the same instructions (NOTES.md). */
+ * 17 to 32 rows took some 5% longer, in much the same instructions (NOTES.md). */
 template <class S, class T, zero_points ZEROS, bool USUAL>
 __global__ void __launch_bounds__(S::THREADS, 1)
     hopper_decode(const __grid_constant__ fq_cuda_launch args,
@@ -95,7 +95,7 @@ template <class T> static scaling scaling_of(const fq_cuda_matrix &w, int segmen
     return w.groups == 1 || w.group_steps % (2 * FQ_CUDA_STEPS) == 0 ? scaling::wide : scaling::any;
 }
 
-/* usual: as decode_summer has it, and never with some. */
+/* usual: as decode_summer has it; some have one kernel, for scales of any kind. */
 template <class S, class T> static auto decode_kernel(zero_points zeros, bool usual) {
     if (zeros == zero_points::some)
         return hopper_decode<S, T, zero_points::some, false>;
@@ -169,15 +169,17 @@ static cudaError_t queue_decode_any(const fq_cuda_launch &args, const CUtensorMa
 }
 
 template <class S, class T> static cudaError_t prepare_decode() {
-    for (const zero_points zeros : {zero_points::none, zero_points::all, zero_points::some})
-        for (const bool usual : {false, true}) {
-            const void *kernel = reinterpret_cast<const void *>(decode_kernel<S, T>(zeros, usual));
-            cudaError_t error = cudaFuncSetAttribute(
-                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
+    static constexpr zero_points all[] = {zero_points::none, zero_points::all, zero_points::some};
 
-            if (error != cudaSuccess)
-                return error;
-        }
+    for (int i = 0; i < 6; i++) {
+        const void *kernel =
+            reinterpret_cast<const void *>(decode_kernel<S, T>(all[i / 2], i % 2 != 0));
+        cudaError_t error =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
+
+        if (error != cudaSuccess)
+            return error;
+    }
     return cudaSuccess;
 }
 

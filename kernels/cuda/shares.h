@@ -46,9 +46,9 @@
  * many for every m, since who sums what must not depend on it. */
 #define FQ_CUDA_PARTED_TILES 4
 
-/* Rows of X that a box of its tensor map has: those there are, in eights, after which the pattern
- * repeats that spreads them over the banks.  What a tile has room for behind them is never written;
- * its sums are nobody's. */
+/* Rows of X that a box of its tensor map has, in eights, which is how wgmma has them (just those
+ * there are was not tried).  What a tile has room for behind them is not written; its sums are
+ * nobody's. */
 static FQ_HOST_DEVICE int fq_cuda_decode_mapped_rows(int m) {
     return (m + 7) / 8 * 8;
 }
