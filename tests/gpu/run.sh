@@ -50,7 +50,8 @@ check bench-kernel bin/finequant-bench kernel --backend=cuda --shape=300x336,512
 check bench-kernel-errors awk -F, '/^[0-9]/ { rows++; bad += !($NF < ($4 == "bf16" ? 5e-3 : 1e-3)) }
     END { print rows " rows, " bad " wrong"; exit rows != 360 || bad }' "$logs/bench.csv"
 check bench-gated bin/finequant-bench kernel --backend=cuda --n=512 --k=1024 \
-    --m=1,17,40,64,70 --rotate-mib=8 --gate=yes --bias=yes --residual=yes --activation=silu --csv="$logs/gated.csv"
+    --m=1,17,40,64,70 --rotate-mib=8 --gate=yes --bias=yes --residual=yes --activation=silu \
+    --csv="$logs/gated.csv"
 check bench-gated-errors awk -F, '/^[0-9]/ { rows++; bad += !($NF < 1e-3) }
     END { print rows " rows, " bad " wrong"; exit rows != 5 || bad }' "$logs/gated.csv"
 check bench-model bin/finequant-bench model --arch=opt-125m --layers=3 --m=1,8 --bits=8,4,3
