@@ -37,7 +37,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                     lane_offset<S::BITS>(d.lane);
             scales = d.scales_of(index) + pair * 4;
             zeros = d.zeros_of(index) + pair * 2;
-            if (!S::DIRECT) { /* up to 16 rows have no registers for it */
+            if (!S::DIRECT) { /* up to 16 rows registers are for other things: here() */
                 kept(codes);
                 kept(scales);
                 if (!SYMMETRIC)
