@@ -46,6 +46,7 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int PRODUCER_REGISTERS = DIRECT ? 56 : 32;
     static constexpr int CONSUMER_REGISTERS = DIRECT ? 152 : 160;
     static constexpr int SHARED = 226 << 10;              /* bytes, at most: a multiprocessor's */
+    static constexpr int MOST_STAGES = CONSUMERS / 32;    /* see init_barriers() */
     static constexpr int ENOUGH_STAGES = N >= 32 ? 3 : 4; /* as measured */
     static constexpr int SUMS = N / 2;                    /* of a thread and strip */
     /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows of
@@ -208,14 +209,33 @@ template <class S> struct decode_cta {
         return launch.roomy != 0;
     }
 
+    /* By all warps.  Those of the consumers make the barriers of a stage each, since the first copy
+     * waits for it and one thread would take some 40 cycles a stage; the producers' meanwhile find
+     * out what to copy. */
     __device__ __forceinline__ void init_barriers() const {
-        for (int i = 0; i < launch.stages; i++) {
-            mbarrier_init(full + i * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
-            mbarrier_init(empty + i * 8, (owned() ? 4 : S::CONSUMERS / 32) * FQ_CUDA_WARP_ARRIVALS);
+        const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+
+        if (warp < S::CONSUMERS / 32) {
+            if (elect_one()) {
+                if (warp < launch.stages) {
+                    mbarrier_init(full + warp * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
+                    mbarrier_init(empty + warp * 8,
+                                  (owned() ? 4 : S::CONSUMERS / 32) * FQ_CUDA_WARP_ARRIVALS);
+                }
+                if (warp == S::CONSUMERS / 32 - 1) {
+                    mbarrier_init(ready, 1);
+                    mbarrier_init(taken, 1);
+                }
+                mbarrier_fence_init();
+            }
+            __syncwarp();
+            named_barrier_arrive(FQ_CUDA_BARRIER_STARTED, S::THREADS);
         }
-        mbarrier_init(ready, 1);
-        mbarrier_init(taken, 1);
-        mbarrier_fence_init();
+        cluster_arrive();
+    }
+    /* By all warps of the producers, before their first copy; consumers wait for the cluster. */
+    __device__ __forceinline__ void await_barriers() const {
+        named_barrier(FQ_CUDA_BARRIER_STARTED, S::THREADS);
     }
 };
 

@@ -148,6 +148,9 @@ template <class S> class decode_producer {
     template <bool PAIRED> __device__ __forceinline__ void put_all_weights() const {
         weights_producer<true, S::DIRECT, PAIRED> weights(*this);
 
+        cta.await_barriers();
+        if (!elect_one())
+            return;
         while (weights.at.valid(cta)) {
             mbarrier_wait(cta.empty_of(weights.at.place), weights.at.place.parity ^ 1);
             weights.put();
@@ -158,6 +161,9 @@ template <class S> class decode_producer {
         weights_producer<false, true, PAIRED> weights(*this);
         cursor of_x(cta);
 
+        cta.await_barriers();
+        if (!elect_one())
+            return;
         for (int i = 0; i < cta.launch.stages && weights.at.valid(cta); i++)
             weights.put();
         grid_wait();
@@ -176,7 +182,7 @@ template <class S> class decode_producer {
         : cta(of), x_map(map) {
     }
 
-    /* By a thread. */
+    /* By a warp, of which a thread goes on. */
     __device__ __forceinline__ void produce_weights() const {
         if (S::SLOTS > 1 && cta.paired)
             put_all_weights<S::SLOTS != 1>();
@@ -184,7 +190,7 @@ template <class S> class decode_producer {
             put_all_weights<false>();
     }
 
-    /* By a thread. */
+    /* The same. */
     __device__ __forceinline__ void produce_scales_and_x() const {
         if (S::SLOTS > 1 && cta.paired)
             put_all_scales_and_x<S::SLOTS != 1>();
@@ -199,6 +205,7 @@ template <class S> class decode_producer {
         const uint16_t *rows[ROW_LOADS];
         cursor at(cta);
 
+        cta.await_barriers();
         grid_wait();
 #pragma unroll
         for (int i = 0; i < ROW_LOADS; i++)

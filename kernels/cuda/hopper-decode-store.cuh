@@ -26,6 +26,34 @@ template <class S, class T> class decode_storer {
     __device__ __forceinline__ int keeper() const {
         return cta.thread / 128 * 64 + cta.thread % 64;
     }
+    /* A keeper's way through a block's results, runs of four rows of W for a row of X.  It is found
+     * out while the other CTA's sums are on their way: nothing else runs beside what follows them,
+     * and a division takes a hundred cycles. */
+    struct output_walk {
+        static constexpr int RUNS = S::KEPT / 4; /* of a strip */
+        static constexpr int ABREAST = KEEPERS / RUNS;
+        int strips;                   /* of Y, that the block has */
+        int m, strip;                 /* row of X, from row0 on, and strip */
+        int further_m, further_strip; /* to the next */
+
+        __device__ __forceinline__ output_walk(const decode_cta<S> &d, const block_place &block,
+                                               int keeper)
+            : strips(d.paired ? block.first : block.strips), m(keeper / RUNS / strips),
+              strip(keeper / RUNS % strips), further_m(ABREAST / strips),
+              further_strip(ABREAST % strips) {
+            /* here, and not where it is wanted */
+            asm volatile("" : "+r"(m), "+r"(strip), "+r"(further_m), "+r"(further_strip));
+        }
+        __device__ __forceinline__ void next() {
+            m += further_m;
+            strip += further_strip;
+            if (strip >= strips) {
+                strip -= strips;
+                m++;
+            }
+        }
+    };
+
     __device__ __forceinline__ bool has_strip(const block_place &block, int slot) const {
         return cta.thread / 128 < block.first &&
                cta.thread / 128 + slot * block.first < block.strips;
@@ -119,19 +147,18 @@ template <class S, class T> class decode_storer {
 
     /* This CTA's rows of a block, for rows row0.. of X. */
     template <bool PLAIN>
-    __device__ __forceinline__ void store_rows(const block_place &block, int row0) const {
-        constexpr int RUNS = S::KEPT / 4; /* of four rows of W, in a strip */
+    __device__ __forceinline__ void store_rows(const block_place &block, int row0,
+                                               output_walk walk) const {
         const bool gated = !PLAIN && cta.launch.gate.codes != nullptr;
         const bool paired = !PLAIN && cta.paired;
-        const int of_y = paired ? block.first : block.strips; /* strips of Y */
+        const int row = cta.lane % output_walk::RUNS * 4; /* of the strip's that are kept */
         const int rows = min(S::OUT_ROWS, cta.launch.m - row0);
 
-        for (int i = keeper(); i < rows * of_y * RUNS; i += KEEPERS) {
-            const int run = i % (of_y * RUNS), m = row0 + i / (of_y * RUNS);
-            const int strip = run / RUNS, row = run % RUNS * 4;
-            const int n = (block.strip + strip) * FQ_CUDA_STRIP + cta.rank * S::KEPT + row;
-            const uint32_t from = (strip * S::KEPT + row) * 4;
-            const uint32_t at = cta.out + (m - row0) * cta.out_pitch() + from;
+        for (; walk.m < rows; walk.next()) {
+            const int m = row0 + walk.m;
+            const int n = (block.strip + walk.strip) * FQ_CUDA_STRIP + cta.rank * S::KEPT + row;
+            const uint32_t from = (walk.strip * S::KEPT + row) * 4;
+            const uint32_t at = cta.out + walk.m * cta.out_pitch() + from;
             float v[4], gate[4];
 
             if (n >= cta.launch.w.n)
@@ -162,18 +189,25 @@ template <class S, class T> class decode_storer {
         }
         if (keeper() == 0)
             mbarrier_expect(cta.ready, parcel_bytes(block));
+        /* all that can be done while the other CTA's sums are on their way */
+        const output_walk walk(cta, block, keeper());
+        int plain = is_plain(cta.launch, cta.launch.residual_rows[0]);
+
+        asm volatile("" : "+r"(plain));
+        grid_wait(); /* Y may be in use by the kernels before */
         mbarrier_wait(cta.ready, i & 1);
-        for (int row0 = 0; row0 < cta.launch.m; row0 += S::OUT_ROWS) {
-            named_barrier(FQ_CUDA_BARRIER_KEEPERS, KEEPERS); /* the last rows are stored */
+        for (int row0 = 0; row0 < S::N && row0 < cta.launch.m; row0 += S::OUT_ROWS) {
+            if (row0 > 0 || i > 0) /* the last rows are stored */
+                named_barrier(FQ_CUDA_BARRIER_KEEPERS, KEEPERS);
             add_sums(sums, block, row0,
                      block.of_gate ? cta.gate_out() + row0 * cta.out_pitch() : cta.out);
             named_barrier(FQ_CUDA_BARRIER_KEEPERS, KEEPERS);
             if (block.of_gate)
                 continue;
-            if (is_plain(cta.launch, cta.launch.residual_rows[0]))
-                store_rows<true>(block, row0);
+            if (plain)
+                store_rows<true>(block, row0, walk);
             else
-                store_rows<false>(block, row0);
+                store_rows<false>(block, row0, walk);
         }
         /* after the last block the other CTA may be gone */
         if (i + 1 < cta.blocks && keeper() == 0)

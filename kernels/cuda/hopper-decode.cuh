@@ -37,7 +37,7 @@
 /* A launch takes the kernel of the loops that it needs: where one kernel had all loops, launches of
  * 17 to 32 rows took some 5% longer, in much the same instructions (NOTES.md). */
 template <class S, class T, zero_points ZEROS, bool USUAL>
-__global__ void __launch_bounds__(S::THREADS, 1)
+__global__ void FQ_CLUSTER(FQ_CUDA_DECODE_SPLIT) __launch_bounds__(S::THREADS, 1)
     hopper_decode(const __grid_constant__ fq_cuda_launch args,
                   const __grid_constant__ CUtensorMap x) {
 #ifdef FQ_HOPPER_CODE
@@ -45,24 +45,20 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     const decode_cta<S> cta(args, (smem_address(shared) + 1023) / 1024 * 1024);
 
     grid_launch_dependents();
-    if (threadIdx.x == 0)
-        cta.init_barriers();
-    __syncthreads();
-    cluster_arrive();
+    cta.init_barriers();
     if (cta.group >= S::GROUPS) {
         const decode_producer<S> producer(cta, &x);
 
         if (S::MOVES_REGISTERS)
             registers_give<S::PRODUCER_REGISTERS>();
         if (threadIdx.x < S::CONSUMERS + 32) {
-            if (elect_one())
-                producer.produce_weights();
-        } else if (S::DIRECT) {
-            if (threadIdx.x < S::CONSUMERS + 32 + 32 * S::ROW_WARPS)
-                producer.produce_rows();
-        } else if (threadIdx.x < S::CONSUMERS + 64) {
-            if (elect_one())
-                producer.produce_scales_and_x();
+            producer.produce_weights();
+        } else if (S::DIRECT && threadIdx.x < S::CONSUMERS + 32 + 32 * S::ROW_WARPS) {
+            producer.produce_rows();
+        } else if (!S::DIRECT && threadIdx.x < S::CONSUMERS + 64) {
+            producer.produce_scales_and_x();
+        } else {
+            cta.await_barriers();
         }
         __syncwarp();
         cluster_wait();
@@ -79,7 +75,6 @@ __global__ void __launch_bounds__(S::THREADS, 1)
             typename decode_cta<S>::strip_sums sums[S::SLOTS];
 
             summer.sum(sums, block, place);
-            grid_wait(); /* Y may be in use by the kernels before */
             storer.store(sums, block, i);
         }
     }
@@ -130,7 +125,7 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
         if (args.stage_tiles == 2 || args.stages >= S::ENOUGH_STAGES || parted)
             break;
     }
-    args.stages = args.stages > 16 ? 16 : args.stages;
+    args.stages = args.stages > S::MOST_STAGES ? S::MOST_STAGES : args.stages;
     if (parted && args.stages >= 2 * S::GROUPS)
         args.stages -= args.stages % S::GROUPS; /* each warpgroup has stages of its own */
     args.owned = parted && one_block && args.stages % S::GROUPS == 0;

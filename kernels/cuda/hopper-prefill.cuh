@@ -486,13 +486,20 @@ template <class S, class T> class prefiller {
           releases(lane < FQ_CUDA_CLUSTER ? cluster_address(empty, lane) : 0) {
     }
 
+    /* By all warps of both CTAs, a stage each, which wait for each other. */
     __device__ __forceinline__ void init_barriers() const {
-        for (int i = 0; i < S::STAGES; i++) {
-            mbarrier_init(full + i * 8, 1);
-            mbarrier_init(empty + i * 8,
+        const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+
+        static_assert(S::STAGES <= S::THREADS / 32);
+        if (warp < S::STAGES && elect_one()) {
+            mbarrier_init(full + warp * 8, 1);
+            mbarrier_init(empty + warp * 8,
                           S::CONSUMERS / 32 * FQ_CUDA_CLUSTER * FQ_CUDA_WARP_ARRIVALS);
+            mbarrier_fence_init();
         }
-        mbarrier_fence_init();
+        __syncwarp();
+        cluster_arrive();
+        cluster_wait();
     }
 
     /* By a thread. */
@@ -510,6 +517,9 @@ template <class S, class T> class prefiller {
             else
                 put_segment<false>(segment, x_map, place);
         }
+        /* the other CTA still counts itself out of this one's barriers */
+        for (int i = 0; i < S::STAGES; i++, place.next())
+            mbarrier_wait(empty_of(place), place.parity ^ 1);
     }
 
     __device__ __forceinline__ void consume(const void *y_map) {
@@ -557,7 +567,7 @@ template <class S, class T> class prefiller {
 /* Tensor maps of two dimensions with boxes of 64 columns: x of N / 2 rows; y, where
  * launch.y_mapped, of OUT_ROWS. */
 template <class S, class T>
-__global__ void __launch_bounds__(S::THREADS, 1)
+__global__ void FQ_CLUSTER(FQ_CUDA_CLUSTER) __launch_bounds__(S::THREADS, 1)
     hopper_prefill(const __grid_constant__ fq_cuda_launch args,
                    const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap y) {
 #ifdef FQ_HOPPER_CODE
@@ -565,10 +575,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     prefiller<S, T> p(args, smem_address(shared));
 
     grid_launch_dependents();
-    if (threadIdx.x == 0)
-        p.init_barriers();
-    __syncthreads();
-    cluster_sync();
+    p.init_barriers();
     if (threadIdx.x >= S::CONSUMERS) {
         registers_give<S::PRODUCER_REGISTERS>();
         if (threadIdx.x < S::CONSUMERS + 32 && elect_one())
@@ -577,8 +584,6 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         registers_take<S::CONSUMER_REGISTERS>();
         p.consume(&y);
     }
-    __syncwarp();
-    cluster_sync(); /* the other CTA may still send to this one's shared memory */
 #endif
 }
 

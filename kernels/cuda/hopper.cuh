@@ -21,7 +21,10 @@
 #include "wgmma.cuh"
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define FQ_HOPPER_CODE 1 /* the host compiler's pass, or sm_90a's */
+#define FQ_HOPPER_CODE   1 /* the host compiler's pass, or sm_90a's */
+#define FQ_CLUSTER(ctas) __cluster_dims__(ctas)
+#else
+#define FQ_CLUSTER(ctas) /* unknown to the compiler */
 #endif
 
 #define FQ_CUDA_BARRIER_CONSUMERS 1 /* ids of named barriers */
@@ -30,6 +33,7 @@
 #define FQ_CUDA_BARRIER_GROUPS    4 /* and one more for each warpgroup */
 #define FQ_CUDA_BARRIER_TURNS     6 /* the same */
 #define FQ_CUDA_BARRIER_KEEPERS   8 /* of the consumers that store */
+#define FQ_CUDA_BARRIER_STARTED   9 /* a CTA's barriers are there */
 
 /*
  * Lanes of a warp that count it in where it is done with a stage.  One is enough, behind

@@ -156,9 +156,11 @@ static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from
 
 /* ---- Clusters and parts of a CTA ------------------------------------------------------------ */
 
-/* Both halves of a barrier of the cluster; all threads of a warp together. */
+/* Both halves of a barrier of the cluster; all threads of a warp together.  What is to be seen
+ * behind it are other barriers, after mbarrier_fence_init(): to release more than that is a fence
+ * of the whole device's memory. */
 static __device__ __forceinline__ void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 static __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
@@ -179,11 +181,6 @@ static __device__ __forceinline__ void cluster_send(uint32_t to, const float *v,
                  "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
                  "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
                  : "memory");
-}
-
-static __device__ __forceinline__ void cluster_sync() {
-    cluster_arrive();
-    cluster_wait();
 }
 
 /* True for one thread of a warp that is here as a whole; better than a lane's number, in that the
