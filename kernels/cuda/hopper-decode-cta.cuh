@@ -231,7 +231,7 @@ template <class S> struct decode_cta {
             __syncwarp();
             named_barrier_arrive(FQ_CUDA_BARRIER_STARTED, S::THREADS);
         }
-        cluster_arrive();
+        cluster_arrive_relaxed();
     }
     /* By all warps of the producers, before their first copy; consumers wait for the cluster. */
     __device__ __forceinline__ void await_barriers() const {

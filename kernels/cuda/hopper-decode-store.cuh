@@ -32,9 +32,10 @@ template <class S, class T> class decode_storer {
     struct output_walk {
         static constexpr int RUNS = S::KEPT / 4; /* of a strip */
         static constexpr int ABREAST = KEEPERS / RUNS;
-        int strips;                   /* of Y, that the block has */
-        int m, strip;                 /* row of X, from row0 on, and strip */
-        int further_m, further_strip; /* to the next */
+        static_assert(32 % RUNS == 0); /* so that lanes know their run */
+        int strips;                    /* of Y, that the block has: one at least */
+        int m, strip;                  /* row of X, from row0 on, and strip */
+        int further_m, further_strip;  /* to the next */
 
         __device__ __forceinline__ output_walk(const decode_cta<S> &d, const block_place &block,
                                                int keeper)
@@ -194,7 +195,7 @@ template <class S, class T> class decode_storer {
         int plain = is_plain(cta.launch, cta.launch.residual_rows[0]);
 
         asm volatile("" : "+r"(plain));
-        grid_wait(); /* Y may be in use by the kernels before */
+        grid_wait(); /* the kernels before may use Y, and make the residual */
         mbarrier_wait(cta.ready, i & 1);
         for (int row0 = 0; row0 < S::N && row0 < cta.launch.m; row0 += S::OUT_ROWS) {
             if (row0 > 0 || i > 0) /* the last rows are stored */

@@ -486,7 +486,8 @@ template <class S, class T> class prefiller {
           releases(lane < FQ_CUDA_CLUSTER ? cluster_address(empty, lane) : 0) {
     }
 
-    /* By all warps of both CTAs, a stage each, which wait for each other. */
+    /* By all warps of both CTAs, of which the first ones make the barriers of a stage each; they
+     * wait for each other. */
     __device__ __forceinline__ void init_barriers() const {
         const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
 
@@ -498,7 +499,7 @@ template <class S, class T> class prefiller {
             mbarrier_fence_init();
         }
         __syncwarp();
-        cluster_arrive();
+        cluster_arrive_relaxed();
         cluster_wait();
     }
 

@@ -21,10 +21,12 @@
 #include "wgmma.cuh"
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define FQ_HOPPER_CODE   1 /* the host compiler's pass, or sm_90a's */
+#define FQ_HOPPER_CODE 1 /* the host compiler's pass, or sm_90a's */
+/* A kernel's size of clusters, which the launch gives, too: known when compiled, it saves a branch
+ * at every barrier of the cluster. */
 #define FQ_CLUSTER(ctas) __cluster_dims__(ctas)
 #else
-#define FQ_CLUSTER(ctas) /* unknown to the compiler */
+#define FQ_CLUSTER(ctas) /* an error before sm_90 */
 #endif
 
 #define FQ_CUDA_BARRIER_CONSUMERS 1 /* ids of named barriers */

@@ -156,10 +156,10 @@ static __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from
 
 /* ---- Clusters and parts of a CTA ------------------------------------------------------------ */
 
-/* Both halves of a barrier of the cluster; all threads of a warp together.  What is to be seen
- * behind it are other barriers, after mbarrier_fence_init(): to release more than that is a fence
- * of the whole device's memory. */
-static __device__ __forceinline__ void cluster_arrive() {
+/* Both halves of a barrier of the cluster; all threads of a warp together.  It orders nothing but
+ * mbarrier_init() ahead of mbarrier_fence_init(): with release it is a fence of the whole device's
+ * memory. */
+static __device__ __forceinline__ void cluster_arrive_relaxed() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 static __device__ __forceinline__ void cluster_wait() {
