@@ -28,7 +28,7 @@ template <class S, class T> class decode_storer {
     }
     /* A keeper's way through a block's results, runs of four rows of W for a row of X.  It is found
      * out while the other CTA's sums are on their way: nothing else runs beside what follows them,
-     * and a division takes a hundred cycles. */
+     * and divisions take long. */
     struct output_walk {
         static constexpr int RUNS = S::KEPT / 4; /* of a strip */
         static constexpr int ABREAST = KEEPERS / RUNS;
