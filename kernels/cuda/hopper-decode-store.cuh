@@ -42,8 +42,10 @@ template <class S, class T> class decode_storer {
             : strips(d.paired ? block.first : block.strips), m(keeper / RUNS / strips),
               strip(keeper / RUNS % strips), further_m(ABREAST / strips),
               further_strip(ABREAST % strips) {
-            /* here, and not where it is wanted */
-            asm volatile("" : "+r"(m), "+r"(strip), "+r"(further_m), "+r"(further_strip));
+            kept(m);
+            kept(strip);
+            kept(further_m);
+            kept(further_strip);
         }
         __device__ __forceinline__ void next() {
             m += further_m;
@@ -194,7 +196,7 @@ template <class S, class T> class decode_storer {
         const output_walk walk(cta, block, keeper());
         int plain = is_plain(cta.launch, cta.launch.residual_rows[0]);
 
-        asm volatile("" : "+r"(plain));
+        kept(plain);
         grid_wait(); /* the kernels before may use Y, and make the residual */
         mbarrier_wait(cta.ready, i & 1);
         for (int row0 = 0; row0 < S::N && row0 < cta.launch.m; row0 += S::OUT_ROWS) {

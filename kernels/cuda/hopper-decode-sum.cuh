@@ -505,16 +505,11 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         }
     }
 
-    /* v, computed where it is wanted and not before: what is kept from the kernel's start on takes
-     * a register that something is pushed out to memory for. */
+    /* The opposite of kept(): v, computed where it is wanted and not before; what is kept from the
+     * kernel's start on takes a register that something is pushed out to memory for. */
     static __device__ __forceinline__ int here(int v) {
         asm volatile("" : "+r"(v));
         return v;
-    }
-
-    /* The opposite: v in a register from here on, not computed anew in each round of a loop. */
-    static __device__ __forceinline__ void kept(uint32_t &v) {
-        asm volatile("" : "+r"(v));
     }
 
     /* Where this thread takes X from, in the first stage. */
@@ -546,7 +541,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
   public:
     __device__ __forceinline__ explicit decode_summer(const decode_cta<S> &of)
         : cta(of), arrives(of.lane < FQ_CUDA_WARP_ARRIVALS) {
-        asm volatile("" : "+r"(arrives)); /* to be kept: where it comes from takes long */
+        kept(arrives); /* where it comes from takes long */
     }
 
     /* This thread's sums of the strips that it has of a block, and nothing else of `sums`; place:

@@ -486,8 +486,8 @@ template <class S, class T> class prefiller {
           releases(lane < FQ_CUDA_CLUSTER ? cluster_address(empty, lane) : 0) {
     }
 
-    /* By all warps of both CTAs, of which the first ones make the barriers of a stage each; they
-     * wait for each other. */
+    /* By all warps, of which the first ones make the barriers of a stage each; the cluster's is to
+     * be waited for. */
     __device__ __forceinline__ void init_barriers() const {
         const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
 
@@ -500,7 +500,6 @@ template <class S, class T> class prefiller {
         }
         __syncwarp();
         cluster_arrive_relaxed();
-        cluster_wait();
     }
 
     /* By a thread. */
@@ -577,6 +576,7 @@ __global__ void FQ_CLUSTER(FQ_CUDA_CLUSTER) __launch_bounds__(S::THREADS, 1)
 
     grid_launch_dependents();
     p.init_barriers();
+    cluster_wait(); /* the barriers of both CTAs are there */
     if (threadIdx.x >= S::CONSUMERS) {
         registers_give<S::PRODUCER_REGISTERS>();
         if (threadIdx.x < S::CONSUMERS + 32 && elect_one())

@@ -61,6 +61,12 @@ static __device__ __forceinline__ void settle(uint32_t (&v)[4]) {
     asm volatile("" : "+r"(v[0]), "+r"(v[1]), "+r"(v[2]), "+r"(v[3])::"memory");
 }
 
+/* v in a register from here on: found out by now, and not where it is wanted, or anew in each round
+ * of a loop. */
+template <class V> static __device__ __forceinline__ void kept(V &v) {
+    asm volatile("" : "+r"(v));
+}
+
 /* The groups that a row of a matrix has within `tiles` tiles, at most, where they start at a
  * multiple of `aligned` tiles. */
 static inline int slots_within(const fq_cuda_matrix &w, int tiles, int aligned) {
