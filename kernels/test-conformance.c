@@ -211,6 +211,35 @@ static void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
     fq_backend_free(backend);
 }
 
+/* So many rows of W that each worker of a GPU has one or two strips of them: the ways in which a
+ * worker parts K among its warps, with groups of which few fit a part. */
+static void stays_within_the_bounds_on_two_strips_a_worker(void **context) {
+    static const int64_t ms[] = {5, 13, 20, 40, 64};
+    static const int64_t ks[] = {60, 500, 1100, 2600};
+    struct fq_backend *backend;
+    struct fq_device_info info = open_target(*context, 0, &backend);
+
+    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * COUNT(ks); i++) {
+        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
+                              .scale_type = scale_types[i / 2 % 2],
+                              .group = PICK(all_groups),
+                              .zeros = i % 4 == 3};
+        const int64_t group = shape.group;
+
+        draw(&shape, &info);
+        shape.m = ms[i / COUNT(all_bits) % COUNT(ms)];
+        shape.n = i % 3 ? 8400 : i % 2 ? 4200 : 5000;
+        shape.k = ks[i / (COUNT(all_bits) * COUNT(ms))];
+        shape.group = group && group < shape.k ? group : shape.k;
+        if (shape.gate_group)
+            shape.gate_group = i % 2 ? shape.group : 16;
+        shape.kind = FQ_MEMORY_DEVICE;
+        shape.row_pointers = false;
+        check_shape(backend, &shape);
+    }
+    fq_backend_free(backend);
+}
+
 /* Few rows of weights and a long K, alone and in pairs: a CTA's ring goes round many times. */
 static void stays_within_the_bounds_on_deep_weights(void **context) {
     static const int64_t ms[] = {5, 13, 20, 40, 64};
@@ -300,6 +329,25 @@ static void rows_do_not_depend_on_their_company(void **context) {
         shape.group = i / 2 % 2 ? shape.k : 64;
         if (shape.gate_group)
             shape.gate_group = i % 2 ? shape.group : 32;
+        shape.row_pointers = true;
+        shape.x_aligned = i % 4 < 3;
+        check_invariance(backend, &shape);
+    }
+    /* two strips a worker of a GPU, which are parted in one way up to 32 rows and in another beyond
+     */
+    for (size_t i = 0; info.device_memory && i < COUNT(all_bits) * 4; i++) {
+        struct shape shape = {.bits = all_bits[i / 4],
+                              .zeros = i % 2,
+                              .group = i % 4 < 2 ? 64 : 16 << i % 4,
+                              .scale_type = scale_types[i / 2 % 2]};
+        const int64_t group = shape.group;
+
+        draw(&shape, &info);
+        shape.m = FQ_DECODE_ROWS;
+        shape.n = i % 3 ? 5000 : 8400;
+        shape.k = i % 2 ? 1000 : 1600;
+        shape.group = group;
+        shape.gate_group = 0;
         shape.row_pointers = true;
         shape.x_aligned = i % 4 < 3;
         check_invariance(backend, &shape);
@@ -471,6 +519,8 @@ int main(int argc, char **argv) {
         {"stays_within_the_bounds_on_larger_matrices", stays_within_the_bounds_on_larger_matrices},
         {"stays_within_the_bounds_on_many_rows_of_weights",
          stays_within_the_bounds_on_many_rows_of_weights},
+        {"stays_within_the_bounds_on_two_strips_a_worker",
+         stays_within_the_bounds_on_two_strips_a_worker},
         {"stays_within_the_bounds_on_deep_weights", stays_within_the_bounds_on_deep_weights},
         {"rows_do_not_depend_on_their_company", rows_do_not_depend_on_their_company},
         {"rows_that_are_not_finite_spoil_no_others", rows_that_are_not_finite_spoil_no_others},

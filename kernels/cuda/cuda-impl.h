@@ -138,11 +138,15 @@ struct fq_cuda_launch {
     int block_strips;     /* of a block at most, of each matrix of a pair */
     int strips_each;      /* of a cluster; the first strips_longer have one more */
     int strips_longer;
+    int third;                    /* tiles of a third of a CTA's, where they are parted; or 0 */
+    int third_groups;             /* groups that it has of W, 0 where all of K is one group */
+    int gate_third_groups;        /* and of the gate */
     struct fq_cuda_shares shares; /* Hopper, prefill */
     int slots;                    /* the launcher's: groups that a strip has in a stage, at most */
     int stages, stage_bytes;      /* the launcher's */
     int stage_tiles;              /* the decode launcher's: tiles of K in a stage, an even number */
-    int owned, roomy;             /* the decode launcher's: see decode_cta */
+    int parting;                  /* the decode launcher's: enum class parting */
+    int turns;                    /* the decode launcher's: stages that a third has of a block */
     int segments_log2, scaling;   /* the decode launcher's: enum class scaling */
     int block_m, blocks_n;        /* prefill: rows of X of a block; blocks along W */
     int y_mapped;                 /* prefill: Y is to be stored by its tensor map */

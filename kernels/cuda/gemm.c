@@ -140,6 +140,44 @@ static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
 #define PREFILL_PARTS       4
 #define PREFILL_SPLIT_UNITS 16
 
+static int64_t greatest_common_divisor(int64_t a, int64_t b) {
+    while (b) {
+        const int64_t rest = a % b;
+
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+/* The least multiple of `steps` that is whole groups of a matrix. */
+static int64_t whole_groups(const struct fq_cuda_matrix *w, int64_t steps) {
+    if (w->groups == 1)
+        return steps;
+    return steps / greatest_common_divisor(steps, w->group_steps) * w->group_steps;
+}
+
+static int groups_in(const struct fq_cuda_matrix *w, int tiles) {
+    return w->groups == 1 ? 0 : tiles * FQ_CUDA_STEPS / w->group_steps;
+}
+
+/* Parts a CTA's tiles in thirds, of a run of so many strips, where they are to be: shares.h. */
+static void share_tiles(struct fq_cuda_launch *launch, int run) {
+    const struct fq_cuda_matrix *w = &launch->w, *gate = launch->gate.codes ? &launch->gate : NULL;
+    int64_t steps = whole_groups(w, 2 * FQ_CUDA_STEPS); /* an even number of tiles */
+
+    launch->third = launch->third_groups = launch->gate_third_groups = 0;
+    if (gate)
+        steps = whole_groups(gate, steps);
+    if (run > (gate || w->bits == 8 ? 1 : FQ_CUDA_THIRDS_STRIPS) ||
+        steps > (int64_t)w->tiles * FQ_CUDA_STEPS) /* one third would have all */
+        return;
+    launch->third = fq_cuda_decode_third(w->tiles, (int)steps / FQ_CUDA_STEPS);
+    launch->third_groups = groups_in(w, launch->third);
+    if (gate)
+        launch->gate_third_groups = groups_in(gate, launch->third);
+}
+
 /* Deals the strips of W out: shares.h. */
 static void share_strips(struct fq_cuda_launch *launch, int clusters) {
     int strips = launch->w.strips, most, run;
@@ -152,6 +190,7 @@ static void share_strips(struct fq_cuda_launch *launch, int clusters) {
     run = launch->strips_each + (launch->strips_longer > 0);
     launch->blocks = (run + most - 1) / most;
     launch->block_strips = (run + launch->blocks - 1) / launch->blocks;
+    share_tiles(launch, run);
 }
 
 /* X or Y, m rows of some columns, as the copy engine sees it: boxes of 64 columns by some rows. */

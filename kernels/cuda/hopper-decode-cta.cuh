@@ -28,9 +28,24 @@ enum class zero_points {
     some
 };
 
+/*
+ * Which warpgroup has what of a block.  `whole`: each strip is one's.  `in_turns`: each is all
+ * warpgroups', a third of the CTA's tiles to each.  `in_order`: each is one's, but summed third by
+ * third, since with fewer rows of X it is all warpgroups': sums are the same bits then.  `any`: the
+ * launch tells.
+ */
+enum class parting {
+    any,
+    whole,
+    in_turns,
+    in_order
+};
+
 /* N: rows of X, rounded up; the constants are host code's too. */
-template <int N_, int BITS_> struct decode_shape {
+template <int N_, int BITS_, parting PARTING_ = parting::any> struct decode_shape {
     static constexpr int N = N_, BITS = BITS_;
+    static constexpr parting PARTING = PARTING_;
+    template <parting ONE> using only = decode_shape<N, BITS, ONE>;
     static constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS; /* X from its rows, mma.sync */
     static constexpr int GROUPS = FQ_CUDA_DECODE_GROUPS;     /* consumer warpgroups */
     static constexpr int SLOTS =
@@ -43,12 +58,15 @@ template <int N_, int BITS_> struct decode_shape {
     static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
     static constexpr bool MOVES_REGISTERS = N > 8;
     static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32 + 32 * ROW_WARPS);
-    static constexpr int PRODUCER_REGISTERS = DIRECT ? 56 : 32;
-    static constexpr int CONSUMER_REGISTERS = DIRECT ? 152 : 160;
+    static constexpr int PRODUCER_REGISTERS = N <= 16 ? 80 : N <= 32 ? 56 : 32;
+    static constexpr int CONSUMER_REGISTERS = (512 - PRODUCER_REGISTERS) / GROUPS;
+    static_assert(CONSUMER_REGISTERS % 8 == 0);
     static constexpr int SHARED = 226 << 10;              /* bytes, at most: a multiprocessor's */
     static constexpr int MOST_STAGES = CONSUMERS / 32;    /* see init_barriers() */
     static constexpr int ENOUGH_STAGES = N >= 32 ? 3 : 4; /* as measured */
-    static constexpr int SUMS = N / 2;                    /* of a thread and strip */
+    static constexpr int ENOUGH_IN_TURNS = 2 * GROUPS;    /* one is kept until the next is there */
+    static constexpr int MOST_TILES = 8, MOST_IN_TURNS = 4; /* of a stage */
+    static constexpr int SUMS = N / 2;                      /* of a thread and strip */
     /* Of a stage: X, the codes of each strip, then its scales, then its zero points.  X is rows of
      * two tiles, by whose pitch ldmatrix hits all banks, or tiles as wgmma wants them. */
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS); /* codes of a strip */
@@ -58,7 +76,9 @@ template <int N_, int BITS_> struct decode_shape {
      * some rows of X; and the other CTA's sums of them, N columns of each. */
     static constexpr int KEPT = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
     static constexpr int OUT_ROWS = N < 32 ? N : 32;
-    static constexpr int JOINED = (GROUPS - 1) * FQ_CUDA_STRIP * N * 4; /* sums, see join_sums() */
+    /* Sums of strips that are all warpgroups': see join_sums(), and bank() */
+    static constexpr int JOINED_STRIPS = SLOTS > 1 && N < 32 ? 2 : 1; /* at a time */
+    static constexpr int JOINED = (GROUPS - 1) * JOINED_STRIPS * FQ_CUDA_STRIP * N * 4;
 
     /* Of blocks of so many strips, a pair's counted both. */
     static constexpr __host__ __device__ int out_pitch(int strips) {
@@ -117,9 +137,8 @@ template <class S> struct decode_cta {
     const int begin, end; /* this CTA's tiles of every block */
     /* Of a pair, a block has strips of the gate and the same ones of W; or, where a warpgroup has
      * one slot, the gate's are one block and W's the next. */
-    const bool paired, in_turns;
-    const int blocks;  /* of this cluster, a gate's counted */
-    const bool parted; /* a strip is all warpgroups': they take stages in turn */
+    const bool paired, gate_first;
+    const int blocks; /* of this cluster, a gate's counted */
     const int cluster, rank;
     const int thread, lane;
     const int group; /* warpgroup; that a warp's threads have the same, the compiler knows */
@@ -134,11 +153,11 @@ template <class S> struct decode_cta {
             const fq_cuda_launch &l = d.launch;
             const int count =
                 fq_cuda_decode_strips(l.strips_each, l.strips_longer, l.blocks, d.cluster,
-                                      d.in_turns ? block / 2 : block, &strip);
+                                      d.gate_first ? block / 2 : block, &strip);
 
             strips = d.paired ? 2 * count : count;
             first = d.paired ? count : min(count, S::GROUPS);
-            of_gate = d.in_turns && block % 2 == 0;
+            of_gate = d.gate_first && block % 2 == 0;
         }
     };
 
@@ -189,24 +208,33 @@ template <class S> struct decode_cta {
           strips(l.block_strips * (l.gate.codes && S::SLOTS > 1 ? 2 : 1)),
           begin(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT)),
           end(fq_cuda_decode_tile(l.w.tiles, blockIdx.x % FQ_CUDA_DECODE_SPLIT + 1)),
-          paired(l.gate.codes && S::SLOTS > 1), in_turns(l.gate.codes && S::SLOTS == 1),
-          blocks(in_turns ? 2 * l.blocks : l.blocks), parted(l.block_strips == 1),
-          cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT), rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT),
-          thread(threadIdx.x), lane(threadIdx.x % 32),
+          paired(l.gate.codes && S::SLOTS > 1), gate_first(l.gate.codes && S::SLOTS == 1),
+          blocks(gate_first ? 2 * l.blocks : l.blocks), cluster(blockIdx.x / FQ_CUDA_DECODE_SPLIT),
+          rank(blockIdx.x % FQ_CUDA_DECODE_SPLIT), thread(threadIdx.x), lane(threadIdx.x % 32),
           group(__shfl_sync(~0u, threadIdx.x / 128, 0)) {
     }
 
     /* What the launcher has found out is asked for where it is wanted: a register for it would be
      * one that something else is pushed out of. */
 
-    /* Where a strip is all warpgroups', a place of the ring is always the same one's.  If not, all
-     * wait for all stages: who waits for a barrier's next phase but one goes on at once. */
-    __device__ __forceinline__ bool owned() const {
-        return launch.owned != 0;
+    /* Where a block's strips are all warpgroups', stages are theirs in turn, as many for each,
+     * though some be empty; the ring has a multiple of that, so that a place of it is always the
+     * same one's.  Otherwise all wait for all stages: who waits for a barrier's next phase but one
+     * goes on at once. */
+    __device__ __forceinline__ bool parted() const {
+        return is(parting::in_turns);
     }
-    /* A warpgroup may keep a stage until its next one is there. */
-    __device__ __forceinline__ bool roomy() const {
-        return launch.roomy != 0;
+    /* A strip is summed third by third. */
+    __device__ __forceinline__ bool in_order() const {
+        return !(S::SLOTS > 1) && is(parting::in_order);
+    }
+    __device__ __forceinline__ bool is(parting one) const {
+        return S::PARTING == parting::any ? launch.parting == static_cast<int>(one)
+                                          : S::PARTING == one;
+    }
+    /* From one stage of a warpgroup in the ring to its next. */
+    __device__ __forceinline__ int stages_apart() const {
+        return parted() ? S::GROUPS : 1;
     }
 
     /* By all warps.  Those of the consumers make the barriers of a stage each, since the first copy
@@ -220,7 +248,7 @@ template <class S> struct decode_cta {
                 if (warp < launch.stages) {
                     mbarrier_init(full + warp * 8, S::DIRECT ? 1 + 32 * S::ROW_WARPS : 2);
                     mbarrier_init(empty + warp * 8,
-                                  (owned() ? 4 : S::CONSUMERS / 32) * FQ_CUDA_WARP_ARRIVALS);
+                                  (parted() ? 4 : S::CONSUMERS / 32) * FQ_CUDA_WARP_ARRIVALS);
                 }
                 if (warp == S::CONSUMERS / 32 - 1) {
                     mbarrier_init(ready, 1);

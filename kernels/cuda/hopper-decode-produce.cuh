@@ -15,33 +15,74 @@ template <class S> class decode_producer {
     const decode_cta<S> &cta;
     const void *const x_map; /* the tensor map of X, where launch.x_mapped */
 
-    /* A walk over the tiles of this CTA, block after block. */
-    struct cursor {
-        int block, tile;
+    /* A walk over the stages of this CTA, block after block.  WAY is none of parting::any. */
+    template <parting WAY> struct cursor {
+        static constexpr bool PARTED = WAY == parting::in_turns;
+        int block, tile; /* the stage's first */
+        int bound;       /* the first tile behind those that may share the stage: of a third */
+        int turn, into;  /* of a parted block: whose third, and so many tiles of each are behind */
         ring_place place;
 
         __device__ __forceinline__ explicit cursor(const decode_cta<S> &d)
-            : block(0), tile(d.begin), place(d.launch.stages) {
-            if (d.begin == d.end)
+            : block(0), place(d.launch.stages) {
+            begin(d);
+            if (!PARTED && d.begin == d.end)
                 block = d.blocks;
         }
         __device__ __forceinline__ bool valid(const decode_cta<S> &d) const {
             return block < d.blocks;
         }
+        /* Of the stage; none: it is empty, and counted all the same. */
+        __device__ __forceinline__ int tiles(const decode_cta<S> &d) const {
+            if (PARTED)
+                return max(0, min(min(d.tiles, d.launch.third - into), d.end - tile));
+            return min(d.tiles, (WAY == parting::in_order ? bound : d.end) - tile);
+        }
         /* True where a new block begins. */
         __device__ __forceinline__ bool next(const decode_cta<S> &d) {
+            const int behind = tile + tiles(d);
+
             place.next();
-            tile += d.tiles;
-            if (tile < d.end)
-                return false;
-            tile = d.begin;
+            if (PARTED) {
+                if (++turn < S::GROUPS) {
+                    tile += d.launch.third;
+                    return false;
+                }
+                turn = 0;
+                tile += d.tiles - (S::GROUPS - 1) * d.launch.third;
+                into += d.tiles;
+                if (into < d.launch.third)
+                    return false;
+            } else {
+                tile = WAY == parting::in_order ? behind : tile + d.tiles;
+                if (WAY == parting::in_order && tile == bound)
+                    next_third(d);
+                if (tile < d.end)
+                    return false;
+            }
+            begin(d);
             block++;
             return true;
+        }
+
+      private:
+        __device__ __forceinline__ void begin(const decode_cta<S> &d) {
+            tile = bound = d.begin;
+            turn = into = 0;
+            if (WAY == parting::in_order)
+                next_third(d);
+        }
+        __device__ __forceinline__ void next_third(const decode_cta<S> &d) {
+            bound = min(bound + d.launch.third, d.end);
         }
     };
 
     using copies = strip_copies<S::BITS, S::GROUPS * S::SLOTS>;
 
+    /* Whether a block is the gate's alone. */
+    __device__ __forceinline__ bool is_gate(int of) const {
+        return cta.gate_first && of % 2 == 0;
+    }
     /* Of the strips of a block; where it is a pair's, of the gate (slot 0) or of W (slot 1). */
     __device__ __forceinline__ copies copies_of(int of, int slot) const {
         const block_place block(cta, of);
@@ -84,9 +125,9 @@ template <class S> class decode_producer {
         return cta.launch.x_mapped ? fq_cuda_decode_mapped_rows(cta.launch.m) * 128 : S::X_TILE;
     }
     /* X of a stage, as wgmma wants it: by its tensor map, or arranged so already. */
-    __device__ __forceinline__ void put_x(const cursor &at) const {
+    template <parting WAY> __device__ __forceinline__ void put_x(const cursor<WAY> &at) const {
         const uint32_t to = cta.ring + at.place.stage * cta.stage_bytes;
-        const int tiles = min(cta.tiles, cta.end - at.tile);
+        const int tiles = at.tiles(cta);
 
         if (cta.launch.x_mapped) {
             for (int i = 0; i < tiles; i++)
@@ -94,6 +135,8 @@ template <class S> class decode_producer {
                             cta.full_of(at.place));
             return;
         }
+        if (tiles == 0)
+            return;
         bulk_copy(to,
                   static_cast<const uint8_t *>(cta.launch.arranged) + (int64_t)at.tile * S::X_TILE,
                   tiles * S::X_TILE, cta.full_of(at.place));
@@ -104,10 +147,10 @@ template <class S> class decode_producer {
      * that, and a thread the weights; with more rows, a thread has the codes and another one
      * the scales and X.  Weights fill the ring before the kernels that made X are done.
      */
-    template <bool CODES, bool SCALES, bool PAIRED> struct weights_producer {
+    template <bool CODES, bool SCALES, bool PAIRED, parting WAY> struct weights_producer {
         const decode_producer &producer;
         const decode_cta<S> &d;
-        cursor at;
+        cursor<WAY> at;
         copies one, two; /* two: of W, where one is the gate */
 
         __device__ __forceinline__ explicit weights_producer(const decode_producer &of)
@@ -116,7 +159,40 @@ template <class S> class decode_producer {
         }
         /* The next stage, and, by the thread that puts scales, X beside it. */
         __device__ __forceinline__ void put() {
-            const int tiles = min(d.tiles, d.end - at.tile);
+            const int tiles = at.tiles(d);
+
+            if (WAY != parting::in_turns || tiles > 0)
+                copy(tiles);
+            else
+                mbarrier_expect(d.full_of(at.place), 0);
+            if (at.next(d)) {
+                if (at.valid(d)) {
+                    one = producer.copies_of(at.block, 0);
+                    if (PAIRED)
+                        two = producer.copies_of(at.block, 1);
+                }
+                return;
+            }
+            follow(one, tiles,
+                   PAIRED || producer.is_gate(at.block) ? d.launch.gate_third_groups
+                                                        : d.launch.third_groups);
+            if (PAIRED)
+                follow(two, tiles, d.launch.third_groups);
+        }
+
+      private:
+        /* Of a matrix, behind a stage of so many tiles.  A third has `groups` groups. */
+        __device__ __forceinline__ void follow(copies &of, int tiles, int groups) {
+            if (WAY != parting::in_turns)
+                of.advance(WAY == parting::in_order ? tiles : d.tiles);
+            else if (at.turn > 0)
+                of.skip(d.launch.third, groups);
+            else {
+                of.skip(-(S::GROUPS - 1) * d.launch.third, -(S::GROUPS - 1) * groups);
+                of.advance(d.tiles);
+            }
+        }
+        __device__ __forceinline__ void copy(int tiles) {
             const uint32_t barrier = d.full_of(at.place);
             const uint32_t stage = at.place.stage * d.stage_bytes;
             const uint32_t groups_one = one.groups_of(tiles), groups_two = two.groups_of(tiles);
@@ -133,20 +209,15 @@ template <class S> class decode_producer {
                     two.put_codes(stage, tiles, barrier);
             }
             if (SCALES) {
-                one.put_scales(stage, tiles, groups_one, barrier);
+                one.put_scales(stage, groups_one, barrier);
                 if (PAIRED)
-                    two.put_scales(stage, tiles, groups_two, barrier);
-            }
-            if (at.next(d) && at.valid(d)) {
-                one = producer.copies_of(at.block, 0);
-                if (PAIRED)
-                    two = producer.copies_of(at.block, 1);
+                    two.put_scales(stage, groups_two, barrier);
             }
         }
     };
 
-    template <bool PAIRED> __device__ __forceinline__ void put_all_weights() const {
-        weights_producer<true, S::DIRECT, PAIRED> weights(*this);
+    template <bool PAIRED, parting WAY> __device__ __forceinline__ void put_all_weights() const {
+        weights_producer<true, S::DIRECT, PAIRED, WAY> weights(*this);
 
         cta.await_barriers();
         if (!elect_one())
@@ -157,9 +228,10 @@ template <class S> class decode_producer {
         }
     }
 
-    template <bool PAIRED> __device__ __forceinline__ void put_all_scales_and_x() const {
-        weights_producer<false, true, PAIRED> weights(*this);
-        cursor of_x(cta);
+    template <bool PAIRED, parting WAY>
+    __device__ __forceinline__ void put_all_scales_and_x() const {
+        weights_producer<false, true, PAIRED, WAY> weights(*this);
+        cursor<WAY> of_x(cta);
 
         cta.await_barriers();
         if (!elect_one())
@@ -177,33 +249,29 @@ template <class S> class decode_producer {
         }
     }
 
-  public:
-    __device__ __forceinline__ decode_producer(const decode_cta<S> &of, const void *map)
-        : cta(of), x_map(map) {
-    }
-
-    /* By a warp, of which a thread goes on. */
-    __device__ __forceinline__ void produce_weights() const {
+    /* By a warp, of which a thread goes on.  Each way has code of its own: together they take more
+     * registers than there are. */
+    template <parting WAY> __device__ __forceinline__ void produce_weights() const {
         if (S::SLOTS > 1 && cta.paired)
-            put_all_weights<S::SLOTS != 1>();
+            put_all_weights<S::SLOTS != 1, WAY>();
         else
-            put_all_weights<false>();
+            put_all_weights<false, WAY>();
     }
 
     /* The same. */
-    __device__ __forceinline__ void produce_scales_and_x() const {
+    template <parting WAY> __device__ __forceinline__ void produce_scales_and_x() const {
         if (S::SLOTS > 1 && cta.paired)
-            put_all_scales_and_x<S::SLOTS != 1>();
+            put_all_scales_and_x<S::SLOTS != 1, WAY>();
         else
-            put_all_scales_and_x<false>();
+            put_all_scales_and_x<false, WAY>();
     }
 
     /* By a warp, or by two. */
-    __device__ __forceinline__ void produce_rows() const {
+    template <parting WAY> __device__ __forceinline__ void produce_rows() const {
         const int first = (cta.thread - S::CONSUMERS - 32) / 32 * ROWS_AT_ONCE + cta.lane / PIECES;
         const uint32_t to = cta.ring + first * S::X_PITCH + cta.lane % PIECES * 16;
         const uint16_t *rows[ROW_LOADS];
-        cursor at(cta);
+        cursor<WAY> at(cta);
 
         cta.await_barriers();
         grid_wait();
@@ -213,13 +281,32 @@ template <class S> class decode_producer {
                 cta.launch.x_rows[min(i * ROW_STEP + first, cta.launch.m - 1)]);
         for (; at.valid(cta); at.next(cta)) {
             const uint32_t stage = to + at.place.stage * cta.stage_bytes;
-            const int tiles = min(cta.tiles, cta.end - at.tile);
+            const int tiles = at.tiles(cta);
 
             mbarrier_wait(cta.empty_of(at.place), at.place.parity ^ 1);
             for (int i = 0; i < tiles; i += 2)
                 put_rows(at.tile + i, rows, stage + i / 2 * S::X_PAIR);
             mbarrier_arrive_copies(cta.full_of(at.place));
         }
+    }
+
+  public:
+    __device__ __forceinline__ decode_producer(const decode_cta<S> &of, const void *map)
+        : cta(of), x_map(map) {
+    }
+
+    /* By all threads behind the consumers'. */
+    template <parting WAY> __device__ __forceinline__ void produce() const {
+        const int thread = cta.thread - S::CONSUMERS;
+
+        if (thread < 32)
+            produce_weights<WAY>();
+        else if (S::DIRECT && thread < 32 + 32 * S::ROW_WARPS)
+            produce_rows<WAY>();
+        else if (!S::DIRECT && thread < 64)
+            produce_scales_and_x<WAY>();
+        else
+            cta.await_barriers();
     }
 };
 

@@ -57,46 +57,59 @@ template <class S, class T> class decode_storer {
         }
     };
 
+    /* How many warpgroups have a strip in slot 0: behind join_sums() it has one each. */
+    __device__ __forceinline__ int holders(const block_place &block) const {
+        return cta.parted() ? block.strips : block.first;
+    }
     __device__ __forceinline__ bool has_strip(const block_place &block, int slot) const {
-        return cta.thread / 128 < block.first &&
-               cta.thread / 128 + slot * block.first < block.strips;
+        return cta.thread / 128 < holders(block) &&
+               cta.thread / 128 + slot * holders(block) < block.strips;
     }
     /* Where the other CTA's four sums are, of eight columns of a strip. */
     __device__ __forceinline__ uint32_t parcel(const block_place &block, int slot, int quad) const {
-        const int index = cta.thread / 128 + slot * block.first;
+        const int index = cta.thread / 128 + slot * holders(block);
 
         return cta.in() + ((index * (S::N / 8) + quad) * 64 + cta.thread % 64) * 16;
     }
 
-    /* Where a strip is all warpgroups', the first one adds their sums, and has them. */
+    /*
+     * Where strips are all warpgroups', the first one adds what they have of the first strip, the
+     * second one of the second, and then has it in slot 0: the first third and the second, in
+     * whichever order, and then the last.
+     */
     __device__ __forceinline__ void join_sums(strip_sums (&sums)[S::SLOTS],
                                               const block_place &block) const {
         const int group = cta.thread / 128;
-        const auto place = [&](int of, int quad) {
-            return cta.out + (((of - 1) * (S::N / 8) + quad) * 128 + cta.thread % 128) * 16;
+        /* of the s-th strip, where `from` leaves its sums */
+        const auto place = [&](int s, int from, int quad) {
+            const int index = s % S::JOINED_STRIPS * (S::GROUPS - 1) + (from > s ? from - 1 : from);
+
+            return cta.out + ((index * (S::N / 8) + quad) * 128 + cta.thread % 128) * 16;
         };
 
 #pragma unroll
-        for (int s = 0; s < S::SLOTS; s++) {
-            if (s >= block.strips)
-                continue;
+        for (int s0 = 0; s0 < S::SLOTS; s0 += S::JOINED_STRIPS) {
+            if (s0 >= block.strips)
+                break;
 #pragma unroll
-            for (int q = 0; q < S::N / 8; q++)
-                if (group > 0)
-                    sts_f4(place(group, q), sums[s] + 4 * q);
+            for (int s = s0; s < s0 + S::JOINED_STRIPS; s++)
+                if (s < block.strips && group != s)
+#pragma unroll
+                    for (int q = 0; q < S::N / 8; q++)
+                        sts_f4(place(s, group, q), sums[s] + 4 * q);
             named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
 #pragma unroll
-            for (int of = 1; of < S::GROUPS; of++)
+            for (int s = s0; s < s0 + S::JOINED_STRIPS; s++)
+                if (s < block.strips && group == s) {
 #pragma unroll
-                for (int q = 0; q < S::N / 8; q++) {
-                    if (group > 0)
-                        continue;
-                    const float4 other = lds_f4(place(of, q));
-
-                    sums[s][4 * q] += other.x;
-                    sums[s][4 * q + 1] += other.y;
-                    sums[s][4 * q + 2] += other.z;
-                    sums[s][4 * q + 3] += other.w;
+                    for (int j = 0; j < S::SUMS; j++)
+                        sums[0][j] = sums[s][j];
+#pragma unroll
+                    for (int from = 0; from < S::GROUPS; from++)
+#pragma unroll
+                        for (int q = 0; q < S::N / 8; q++)
+                            if (from != s)
+                                add_f4(sums[0] + 4 * q, lds_f4(place(s, from, q)));
                 }
             named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
         }
@@ -134,7 +147,7 @@ template <class S, class T> class decode_storer {
 #pragma unroll
             for (int q = 0; q < S::N / 8; q++) {
                 const uint32_t to =
-                    mine + s * block.first * S::KEPT * 4 + (q * 8 - row0) * cta.out_pitch();
+                    mine + s * holders(block) * S::KEPT * 4 + (q * 8 - row0) * cta.out_pitch();
                 float4 other;
 
                 if (!has_strip(block, s) || q * 8 < row0 || q * 8 >= row0 + S::OUT_ROWS ||
@@ -182,7 +195,7 @@ template <class S, class T> class decode_storer {
     /* The sums of the cluster's i-th block, by all consumers. */
     __device__ __forceinline__ void store(strip_sums (&sums)[S::SLOTS], const block_place &block,
                                           int i) const {
-        if (cta.parted)
+        if (cta.parted())
             join_sums(sums, block);
         if (!keeps()) {
             if (i > 0)

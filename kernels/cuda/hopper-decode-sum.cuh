@@ -29,7 +29,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                                               int slot, const fq_cuda_matrix &w)
             : bf16_scales(w.scale_bf16 != 0),
               has_zeros(ZEROS == zero_points::all || w.zeros != nullptr), groups(w, here(d.begin)) {
-            const int index = (d.parted ? 0 : d.group) + slot * block.first,
+            const int index = (d.parted() ? slot : d.group + slot * block.first),
                       warp = d.thread / 32 % 4;
             const int pair = warp * 8 + d.lane / 4;
 
@@ -74,58 +74,58 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         }
     };
 
-    /* A walk over the stages that this warpgroup sums of a block: all; or, where a strip is all
-     * warpgroups', every third. */
+    /* A walk over the stages that this warpgroup sums of a block. */
     struct walk {
-        int tile; /* the stage's first */
+        int left;  /* tiles, the stage's counted; none or fewer: the stage is empty */
+        int stop;  /* what is left behind the last stage */
+        int bound; /* what is left behind the last tile that may share the stage */
         ring_place place;
 
         __device__ __forceinline__ walk(const decode_cta<S> &d, const ring_place &from)
-            : tile(d.begin), place(from) {
+            : left(d.end - d.begin), stop(0), bound(0), place(from) {
+            if (d.parted()) {
+                left = min(left - d.group * d.launch.third, d.launch.third);
+                stop = left - d.launch.turns * d.tiles;
+            }
+            if (d.in_order())
+                next_third(d);
         }
-        __device__ __forceinline__ void pass(const decode_cta<S> &d) {
-            tile += d.tiles;
-            place.next();
+        __device__ __forceinline__ bool goes_on() const {
+            return left > stop;
+        }
+        /* Of the stage. */
+        __device__ __forceinline__ int tiles(const decode_cta<S> &d) const {
+            return min(d.tiles, left - bound);
+        }
+        /* To the next stage; true where a third has ended and another one follows. */
+        __device__ __forceinline__ bool next(const decode_cta<S> &d) {
+            bool ends = false;
+
+            left -= d.in_order() ? tiles(d) : d.tiles;
+            place.next(d.stages_apart());
+            if (d.in_order()) {
+                ends = left == bound && left > 0;
+                if (ends)
+                    next_third(d);
+            }
+            return ends;
+        }
+
+      private:
+        __device__ __forceinline__ void next_third(const decode_cta<S> &d) {
+            bound = max(left - d.launch.third, 0);
         }
     };
 
     /* Past a stage; what is known of the strips goes along. */
     template <int SLOTS, scaling KIND>
-    __device__ __forceinline__ void pass(walk &at, slot_place (&strips)[SLOTS]) const {
-        at.pass(cta);
+    __device__ __forceinline__ bool next(walk &at, slot_place (&strips)[SLOTS]) const {
 #pragma unroll
         for (int s = 0; s < SLOTS; s++)
             if (KIND != scaling::exact)
-                strips[s].groups.advance(cta.tiles * FQ_CUDA_STEPS);
-    }
-    /* Past so many stages of the other warpgroups, if there are. */
-    template <int SLOTS, scaling KIND>
-    __device__ __forceinline__ void pass_others(walk &at, slot_place (&strips)[SLOTS],
-                                                int stages) const {
-        for (int i = 0; i < stages && at.tile < cta.end; i++) {
-            if (!cta.owned()) {
-                mbarrier_wait(cta.full_of(at.place), at.place.parity);
-                release(cta.empty_of(at.place));
-            }
-            pass<SLOTS, KIND>(at, strips);
-        }
-    }
-    /* At this warpgroup's first stage. */
-    template <int SLOTS, scaling KIND>
-    __device__ __forceinline__ walk start(slot_place (&strips)[SLOTS],
-                                          const ring_place &place) const {
-        walk at(cta, place);
-
-        if (cta.parted)
-            pass_others<SLOTS, KIND>(at, strips, cta.group);
-        return at;
-    }
-    /* To its next one, or behind the last. */
-    template <int SLOTS, scaling KIND>
-    __device__ __forceinline__ void next(walk &at, slot_place (&strips)[SLOTS]) const {
-        pass<SLOTS, KIND>(at, strips);
-        if (cta.parted)
-            pass_others<SLOTS, KIND>(at, strips, S::GROUPS - 1);
+                strips[s].groups.advance((cta.in_order() ? at.tiles(cta) : cta.tiles) *
+                                         FQ_CUDA_STEPS);
+        return at.next(cta);
     }
 
     /* A strip's sums before its first tile. */
@@ -133,6 +133,33 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
 #pragma unroll
         for (int j = 0; j < S::SUMS; j++)
             sums[j] = 0;
+    }
+
+    /* Where this thread's sums of the thirds before are, four of them. */
+    __device__ __forceinline__ uint32_t banked(int quad) const {
+        return cta.out + ((cta.group * (S::N / 8) + quad) * 128 + cta.thread % 128) * 16;
+    }
+    /* Puts the sums of a third by, the n-th from 0 on, added to those before. */
+    __device__ __forceinline__ void bank(strip_sums &sums, int &n) const {
+#pragma unroll
+        for (int q = 0; q < S::N / 8; q++) {
+            if (n > 0)
+                add_f4(sums + 4 * q, lds_f4(banked(q)));
+            sts_f4(banked(q), sums + 4 * q);
+        }
+        clear(sums);
+        n++;
+    }
+    /* The last third's sums become those of all of which n are put by.  Zeros of a third that has
+     * no tiles are added, too: they make +0 of −0. */
+    __device__ __forceinline__ void add_banked(strip_sums &sums, int n) const {
+#pragma unroll
+        for (int q = 0; q < S::N / 8; q++) {
+            if (n > 0)
+                add_f4(sums + 4 * q, lds_f4(banked(q)));
+            if (n < S::GROUPS - 1)
+                add_f4(sums + 4 * q, make_float4(0, 0, 0, 0));
+        }
     }
 
     __device__ __forceinline__ void add_scaled(strip_sums &sums, const strip_sums &part,
@@ -343,19 +370,20 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         }
     }
 
-    /* All tiles of a block. */
+    /* All of this warpgroup's tiles of a block; thirds: how many are put by. */
     template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_tiles(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                                              ring_place &place) const {
-        walk w = start<SLOTS, KIND>(at, place);
+                                              ring_place &place, int &thirds) const {
+        walk w(cta, place);
 
-        while (w.tile < cta.end) {
+        while (w.goes_on()) {
             const uint32_t stage = w.place.stage * cta.stage_bytes;
 
             mbarrier_wait(cta.full_of(w.place), w.place.parity);
-            sum_stage<SLOTS, SEGMENTS, KIND>(sums, at, stage, min(cta.tiles, cta.end - w.tile));
+            sum_stage<SLOTS, SEGMENTS, KIND>(sums, at, stage, w.tiles(cta));
             release(cta.empty_of(w.place));
-            next<SLOTS, KIND>(w, at);
+            if (next<SLOTS, KIND>(w, at))
+                bank(sums[0], thirds);
         }
         place = w.place;
     }
@@ -366,14 +394,14 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
      */
     template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_tiles_ahead(strip_sums (&sums)[S::SLOTS],
-                                                    slot_place (&at)[SLOTS],
-                                                    ring_place &place) const {
+                                                    slot_place (&at)[SLOTS], ring_place &place,
+                                                    int &thirds) const {
         constexpr int ITEMS = 2 * SLOTS; /* tiles of strips, in a round */
         constexpr bool WIDE = KIND == scaling::wide;
         using loaded = loaded_tile<SEGMENTS, KIND>;
-        walk w = start<SLOTS, KIND>(at, place);
+        walk w(cta, place);
         uint32_t stage = w.place.stage * cta.stage_bytes;
-        int of = 0, tiles = min(cta.tiles, cta.end - w.tile); /* of the stage */
+        int of = 0, tiles = w.tiles(cta); /* of the stage */
         const uint32_t x = x_place();
         tile_weights a[2];
 
@@ -385,6 +413,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
             const uint32_t x_here = uniform(x + stage / 16 + of * (S::X_TILE / 16));
             const uint32_t here = cta.empty_of(w.place);
             const bool ends = of + 2 == tiles;  /* the stage */
+            bool third = false;                 /* has ended, and is not the last */
             strip_sums parts[WIDE ? SLOTS : 2]; /* two, or SLOTS, alive at a time */
             uint32_t scale[ITEMS][SEGMENTS] = {};
             /* Adds the n-th segment's products, which are there. */
@@ -408,9 +437,9 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                 if (last) {
                     of += 2;
                     if (ends) {
-                        next<SLOTS, KIND>(w, at);
+                        third = next<SLOTS, KIND>(w, at);
                         of = 0;
-                        tiles = min(cta.tiles, cta.end - w.tile);
+                        tiles = w.tiles(cta);
                         if (tiles > 0) {
                             stage = w.place.stage * cta.stage_bytes;
                             mbarrier_wait(cta.full_of(w.place), w.place.parity);
@@ -431,85 +460,105 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                         add(n - 1);
                     }
                 }
-                if (!last || not_known(tiles + 2))
+                if (!last || not_known((int)stage))
                     following.dequantize(a[1 - i % 2]);
                 if (last) {
                     wgmma_wait<0>();
                     if (ends)
                         release(here);
                     add(ITEMS * SEGMENTS - 1);
+                    if (third)
+                        bank(sums[0], thirds);
                 }
             }
         }
-        if (of < tiles) {
+        if (of < tiles) { /* the last one */
             sum_together<SLOTS, 1, SEGMENTS, KIND>(sums, at, stage, of, x);
             release(cta.empty_of(w.place));
-            w.pass(cta);
+            w.next(cta);
         }
+        skip(w);
         place = w.place;
     }
 
     template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                                              ring_place &place) const {
+                                              ring_place &place, int &thirds) const {
         /* Of several segments only where there are registers for it, and one strip: the compiler
          * takes long. */
         constexpr bool AHEAD =
             !S::DIRECT &&
             (SEGMENTS == 1 || (SLOTS == 1 && (S::N < 64 || (SEGMENTS == 2 && S::BITS != 8))));
-        /* whether there is room, even where a strip is all warpgroups' */
-        constexpr int STAGES = S::stages_of(
-            S::stage_bytes(FQ_CUDA_PARTED_TILES, SLOTS, FQ_CUDA_PARTED_TILES * SEGMENTS + 1, true),
-            S::fixed_bytes(SLOTS, S::SLOTS == 1));
 
-        if constexpr (AHEAD && STAGES > S::GROUPS) {
-            sum_tiles_ahead<SLOTS, SEGMENTS, KIND>(sums, at, place);
-        } else if constexpr (AHEAD) {
-            if (cta.roomy())
-                sum_tiles_ahead<SLOTS, SEGMENTS, KIND>(sums, at, place);
-            else
-                sum_tiles<SLOTS, SEGMENTS, KIND>(sums, at, place);
-        } else {
-            sum_tiles<SLOTS, SEGMENTS, KIND>(sums, at, place);
-        }
+        if constexpr (AHEAD)
+            sum_tiles_ahead<SLOTS, SEGMENTS, KIND>(sums, at, place, thirds);
+        else
+            sum_tiles<SLOTS, SEGMENTS, KIND>(sums, at, place, thirds);
     }
 
     template <int SLOTS>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                                              ring_place &place) const {
+                                              ring_place &place, int &thirds) const {
         const int segments_log2 = cta.launch.segments_log2;
         const scaling kind = static_cast<scaling>(cta.launch.scaling);
 
         if constexpr (USUAL) {
             if (kind == scaling::exact)
-                sum_block<SLOTS, 1, scaling::exact>(sums, at, place);
+                sum_block<SLOTS, 1, scaling::exact>(sums, at, place, thirds);
             else
-                sum_block<SLOTS, 1, scaling::wide>(sums, at, place);
+                sum_block<SLOTS, 1, scaling::wide>(sums, at, place, thirds);
         } else if (segments_log2 == 0) {
-            sum_block<SLOTS, 1, scaling::any>(sums, at, place);
+            sum_block<SLOTS, 1, scaling::any>(sums, at, place, thirds);
         } else if (ZEROS == zero_points::some || kind != scaling::exact) {
-            sum_tiles<SLOTS, 4, scaling::any>(sums, at, place);
+            sum_tiles<SLOTS, 4, scaling::any>(sums, at, place, thirds);
         } else if constexpr (ZEROS != zero_points::some) {
             if (segments_log2 == 1)
-                sum_block<SLOTS, 2, scaling::exact>(sums, at, place);
+                sum_block<SLOTS, 2, scaling::exact>(sums, at, place, thirds);
             else
-                sum_block<SLOTS, 4, scaling::exact>(sums, at, place);
+                sum_block<SLOTS, 4, scaling::exact>(sums, at, place, thirds);
         }
     }
 
-    /* A warpgroup without a strip only lets the stages go. */
-    __device__ __forceinline__ void skip_block(ring_place &place) const {
-        for (int tile = cta.begin; tile < cta.end; tile += cta.tiles, place.next()) {
-            mbarrier_wait(cta.full_of(place), place.parity);
-            release(cta.empty_of(place));
+    /* The stages that are left are only let go: this warpgroup has no strip, or they are empty. */
+    __device__ __forceinline__ void skip(walk &w) const {
+        for (; w.goes_on(); w.next(cta)) {
+            mbarrier_wait(cta.full_of(w.place), w.place.parity);
+            release(cta.empty_of(w.place));
         }
     }
 
-    /* The opposite of kept(): v, computed where it is wanted and not before; what is kept from the
-     * kernel's start on takes a register that something is pushed out to memory for. */
-    static __device__ __forceinline__ int here(int v) {
-        asm volatile("" : "+r"(v));
-        return v;
+    __device__ __forceinline__ void sum_strips(strip_sums (&sums)[S::SLOTS],
+                                               const block_place &block, ring_place &place) const {
+        const int first = cta.parted() ? 0 : cta.group;
+        const int second = cta.parted() ? 1 : cta.group + block.first;
+        const fq_cuda_matrix *w[2];
+        int strip, thirds = 0;
+        const bool one = cta.find_strip(block, first, w[0], strip) && first < block.first;
+        const bool two = S::SLOTS > 1 && cta.find_strip(block, second, w[1], strip) && one;
+
+        /* each case with places of its own: what one has no registers for, the other may have */
+        if (!one) {
+            walk all(cta, place);
+
+            skip(all);
+            place = all.place;
+            return;
+        }
+        if constexpr (S::SLOTS > 1)
+            if (two) {
+                slot_place at[2] = {{cta, block, 0, *w[0]}, {cta, block, 1, *w[1]}};
+
+                clear(sums[0]);
+                clear(sums[1]);
+                sum_block<2>(sums, at, place, thirds);
+                return;
+            }
+        slot_place at[1] = {{cta, block, 0, *w[0]}};
+
+        clear(sums[0]);
+        sum_block<1>(sums, at, place, thirds);
+        if (cta.in_order())
+            add_banked(sums[0], thirds);
     }
 
     /* Where this thread takes X from, in the first stage. */
@@ -548,31 +597,9 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
      * where the block begins in the ring, and afterwards the next one. */
     __device__ __forceinline__ void sum(strip_sums (&sums)[S::SLOTS], const block_place &block,
                                         ring_place &place) const {
-        const int group = cta.parted ? 0 : cta.group;
-        const fq_cuda_matrix *w[2];
-        int strip;
-        const bool one = cta.find_strip(block, group, w[0], strip) && group < block.first;
-        const bool two =
-            S::SLOTS > 1 && cta.find_strip(block, group + block.first, w[1], strip) && one;
-
-        /* each case with places of its own: what one has no registers for, the other may have */
-        if (!one) {
-            skip_block(place);
-            return;
-        }
-        if constexpr (S::SLOTS > 1)
-            if (two) {
-                slot_place at[2] = {{cta, block, 0, *w[0]}, {cta, block, 1, *w[1]}};
-
-                clear(sums[0]);
-                clear(sums[1]);
-                sum_block<2>(sums, at, place);
-                return;
-            }
-        slot_place at[1] = {{cta, block, 0, *w[0]}};
-
-        clear(sums[0]);
-        sum_block<1>(sums, at, place);
+        sum_strips(sums, block, place);
+        if (cta.in_order()) /* what is put by is where results go from now on */
+            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
     }
 };
 

@@ -14,12 +14,15 @@
  * A CTA has three consumer warpgroups of up to two strips each, `first` strips in slot 0 and the
  * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  From 33
  * rows of X on, whose sums leave registers for one slot, a block has strips of a pair's gate, and
- * the next one those of W.  Where blocks have one strip (or pair), all three warpgroups have it:
- * they take stages in turn, and the first one adds what they have.  W is the register operand of
- * the tensor cores, rows of X are columns of theirs.  Sums of a group, or of up to two tiles of it,
- * are scaled in fp32.  mma.sync
- * and wgmma of any width sum a column alike, and which CTA sums what does not depend on m: a row's
- * bits are the same alone and among 63 others.
+ * the next one those of W.  Where a cluster has one strip (or pair), or two, all three warpgroups
+ * have each: a third of the CTA's tiles to each, whose stages come in turn, and two of the
+ * warpgroups add a strip's sums each.  Two strips beyond 32 rows of X are a warpgroup's each again,
+ * which sums third by third.
+ *
+ * W is the register operand of the tensor cores, rows of X are columns of theirs.  Sums of a group,
+ * or of up to two tiles of it, are scaled in fp32.  mma.sync and wgmma of any width sum a column
+ * alike, and which tiles are summed together does not depend on m: a row's bits are the same alone
+ * and among 63 others.
  *
  * Up to 16 rows, X comes straight from the rows, and mma.sync multiplies.  More rows are multiplied
  * by wgmma, and come by a tensor map where they are equally far apart; else they are arranged
@@ -51,21 +54,18 @@ __global__ void FQ_CLUSTER(FQ_CUDA_DECODE_SPLIT) __launch_bounds__(S::THREADS, 1
 
         if (S::MOVES_REGISTERS)
             registers_give<S::PRODUCER_REGISTERS>();
-        if (threadIdx.x < S::CONSUMERS + 32) {
-            producer.produce_weights();
-        } else if (S::DIRECT && threadIdx.x < S::CONSUMERS + 32 + 32 * S::ROW_WARPS) {
-            producer.produce_rows();
-        } else if (!S::DIRECT && threadIdx.x < S::CONSUMERS + 64) {
-            producer.produce_scales_and_x();
-        } else {
-            cta.await_barriers();
-        }
+        if (cta.parted())
+            producer.template produce<parting::in_turns>();
+        else if (cta.in_order())
+            producer.template produce<parting::in_order>();
+        else
+            producer.template produce<parting::whole>();
         __syncwarp();
         cluster_wait();
     } else {
         const decode_summer<S, T, ZEROS, USUAL> summer(cta);
         const decode_storer<S, T> storer(cta);
-        ring_place place(args.stages);
+        ring_place place(args.stages, cta.parted() ? cta.group : 0);
 
         if (S::MOVES_REGISTERS)
             registers_take<S::CONSUMER_REGISTERS>();
@@ -90,15 +90,32 @@ template <class T> static scaling scaling_of(const fq_cuda_matrix &w, int segmen
     return w.groups == 1 || w.group_steps % (2 * FQ_CUDA_STEPS) == 0 ? scaling::wide : scaling::any;
 }
 
+using decode_kernel = void (*)(fq_cuda_launch, CUtensorMap);
+
 /* usual: as decode_summer has it; some have one kernel, for scales of any kind. */
-template <class S, class T> static auto decode_kernel(zero_points zeros, bool usual) {
+template <class S, class T> static decode_kernel choose_kernel(zero_points zeros, bool usual) {
     if (zeros == zero_points::some)
         return hopper_decode<S, T, zero_points::some, false>;
-    if (zeros == zero_points::all)
-        return usual ? hopper_decode<S, T, zero_points::all, true>
-                     : hopper_decode<S, T, zero_points::all, false>;
-    return usual ? hopper_decode<S, T, zero_points::none, true>
-                 : hopper_decode<S, T, zero_points::none, false>;
+    if (!usual)
+        return zeros == zero_points::all ? hopper_decode<S, T, zero_points::all, false>
+                                         : hopper_decode<S, T, zero_points::none, false>;
+    return zeros == zero_points::all ? hopper_decode<S, T, zero_points::all, true>
+                                     : hopper_decode<S, T, zero_points::none, true>;
+}
+
+/* From 33 rows on, of the usual loops, a kernel for each way of parting: with all in one, spilled
+ * registers cost some 5% (NOTES.md). */
+template <class S, class T>
+static decode_kernel choose_kernel(zero_points zeros, bool usual, parting way) {
+    if constexpr (S::SLOTS == 1)
+        if (usual) {
+            if (way == parting::whole)
+                return choose_kernel<typename S::template only<parting::whole>, T>(zeros, true);
+            if (way == parting::in_turns)
+                return choose_kernel<typename S::template only<parting::in_turns>, T>(zeros, true);
+            return choose_kernel<typename S::template only<parting::in_order>, T>(zeros, true);
+        }
+    return choose_kernel<S, T>(zeros, usual);
 }
 
 template <class S, class T>
@@ -110,26 +127,32 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
                                                         : zero_points::some;
     const int strips = args.block_strips * (gated && S::SLOTS > 1 ? 2 : 1);
     const int fixed = S::fixed_bytes(strips, gated && S::SLOTS == 1);
-    const bool parted = args.block_strips == 1;
-    const bool one_block = args.blocks == 1 && !(gated && S::SLOTS == 1);
+    const parting way = args.third == 0                          ? parting::whole
+                        : S::SLOTS > 1 || args.block_strips == 1 ? parting::in_turns
+                                                                 : parting::in_order;
+    const bool parted = way == parting::in_turns;
+    const int enough = parted ? S::ENOUGH_IN_TURNS : S::ENOUGH_STAGES;
     scaling kind;
     bool usual;
 
+    static_assert(S::stages_of(S::stage_bytes(2, S::SLOTS, 2 * FQ_CUDA_STEPS, true),
+                               S::fixed_bytes(S::SLOTS, S::SLOTS == 1)) >= S::ENOUGH_IN_TURNS);
+    static_assert(S::MOST_STAGES % S::GROUPS == 0);
     /* Long stages are few copies, each of which costs the producer some 100 cycles, and few waits
      * of the consumers. */
-    for (args.stage_tiles = parted ? FQ_CUDA_PARTED_TILES : 8;; args.stage_tiles -= 2) {
+    for (args.stage_tiles = parted ? S::MOST_IN_TURNS : S::MOST_TILES;; args.stage_tiles -= 2) {
         args.slots = slots_within(args, args.stage_tiles, 2);
         args.stage_bytes =
             S::stage_bytes(args.stage_tiles, strips, args.slots, zeros != zero_points::none);
         args.stages = S::stages_of(args.stage_bytes, fixed);
-        if (args.stage_tiles == 2 || args.stages >= S::ENOUGH_STAGES || parted)
+        if (args.stage_tiles == 2 || args.stages >= enough)
             break;
     }
     args.stages = args.stages > S::MOST_STAGES ? S::MOST_STAGES : args.stages;
-    if (parted && args.stages >= 2 * S::GROUPS)
-        args.stages -= args.stages % S::GROUPS; /* each warpgroup has stages of its own */
-    args.owned = parted && one_block && args.stages % S::GROUPS == 0;
-    args.roomy = args.owned ? args.stages >= 2 * S::GROUPS : !parted || args.stages > S::GROUPS;
+    if (parted)
+        args.stages -= args.stages % S::GROUPS; /* each warpgroup has places of its own */
+    args.parting = static_cast<int>(way);
+    args.turns = (args.third + args.stage_tiles - 1) / args.stage_tiles;
     /* of a pair, how both are: sums must not depend on which of them a block has */
     args.segments_log2 = gated && args.gate.slots_log2 > args.w.slots_log2 ? args.gate.slots_log2
                                                                            : args.w.slots_log2;
@@ -139,9 +162,10 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
         kind = scaling::any;
     args.scaling = static_cast<int>(kind);
     usual = kind == scaling::wide || (kind == scaling::exact && args.segments_log2 == 0);
-    return launch_overlapped(
-        decode_kernel<S, T>(zeros, usual), dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
-        fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT, stream, args, x);
+    return launch_overlapped(choose_kernel<S, T>(zeros, usual, way),
+                             dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
+                             fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT,
+                             stream, args, x);
 }
 
 template <int BITS, class T>
@@ -165,10 +189,11 @@ static cudaError_t queue_decode_any(const fq_cuda_launch &args, const CUtensorMa
 
 template <class S, class T> static cudaError_t prepare_decode() {
     static constexpr zero_points all[] = {zero_points::none, zero_points::all, zero_points::some};
+    static constexpr parting ways[] = {parting::whole, parting::in_turns, parting::in_order};
 
-    for (int i = 0; i < 6; i++) {
-        const void *kernel =
-            reinterpret_cast<const void *>(decode_kernel<S, T>(all[i / 2], i % 2 != 0));
+    for (int i = 0; i < 18; i++) {
+        const void *kernel = reinterpret_cast<const void *>(
+            choose_kernel<S, T>(all[i / 6], i % 2 != 0, ways[i / 2 % 3]));
         cudaError_t error =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
 

@@ -135,10 +135,12 @@ template <class S, class T> class prefiller {
             tensor_copy_multicast(ring + stage + half * (ROWS * 128), map, tile * FQ_CUDA_TILE, row,
                                   barrier, (1 << FQ_CUDA_CLUSTER) - 1);
             one.put_codes(stage, 1, barrier);
-            one.put_scales(stage, 1, groups_one, barrier);
+            one.put_scales(stage, groups_one, barrier);
+            one.advance(1);
             if (GATED) {
                 two.put_codes(stage, 1, barrier);
-                two.put_scales(stage, 1, groups_two, barrier);
+                two.put_scales(stage, groups_two, barrier);
+                two.advance(1);
             }
         }
     }

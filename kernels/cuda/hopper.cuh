@@ -67,6 +67,13 @@ template <class V> static __device__ __forceinline__ void kept(V &v) {
     asm volatile("" : "+r"(v));
 }
 
+/* The opposite: v, computed where it is wanted and not before; what is kept from the kernel's start
+ * on takes a register that something is pushed out to memory for. */
+static __device__ __forceinline__ int here(int v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 /* The groups that a row of a matrix has within `tiles` tiles, at most, where they start at a
  * multiple of `aligned` tiles. */
 static inline int slots_within(const fq_cuda_matrix &w, int tiles, int aligned) {
@@ -99,11 +106,13 @@ struct ring_place {
     uint32_t parity; /* of the phase that `full` ends when this stage is there */
     int stages;
 
-    __device__ __forceinline__ explicit ring_place(int count) : stage(0), parity(0), stages(count) {
+    __device__ __forceinline__ explicit ring_place(int count, int first = 0)
+        : stage(first), parity(0), stages(count) {
     }
-    __device__ __forceinline__ void next() {
-        if (++stage == stages) {
-            stage = 0;
+    __device__ __forceinline__ void next(int by = 1) {
+        stage += by;
+        if (stage >= stages) {
+            stage -= stages;
             parity ^= 1;
         }
     }
@@ -198,19 +207,14 @@ template <int BITS, int MOST> struct strip_copies {
         return count * here * (FQ_CUDA_SCALE_BYTES + (zeros ? FQ_CUDA_ZERO_BYTES : 0));
     }
 
-    /* stage: bytes from the first stage to this one; it goes on after put_scales().  Addresses are
-     * added up: of base + (stride << i), ptxas 13.0 left the upper half out where it had them in
-     * uniform registers. */
-    __device__ __forceinline__ void put_codes(uint32_t stage, int tiles, uint32_t barrier) {
-        const uint32_t bytes = tiles * FQ_CUDA_TILE_BYTES(BITS);
-
-        put(to_codes + stage, pitch, codes, codes_stride, bytes, barrier);
-        codes += bytes;
+    /* stage: bytes from the first stage to this one.  Addresses are added up: of base + (stride <<
+     * i), ptxas 13.0 left the upper half out where it had them in uniform registers. */
+    __device__ __forceinline__ void put_codes(uint32_t stage, int tiles, uint32_t barrier) const {
+        put(to_codes + stage, pitch, codes, codes_stride, tiles * FQ_CUDA_TILE_BYTES(BITS),
+            barrier);
     }
-    __device__ __forceinline__ void put_scales(uint32_t stage, int tiles, uint32_t here,
-                                               uint32_t barrier) {
-        int passed;
-
+    __device__ __forceinline__ void put_scales(uint32_t stage, uint32_t here,
+                                               uint32_t barrier) const {
         put(to_scales + stage, slots * FQ_CUDA_SCALE_BYTES, scales, scales_stride,
             here * FQ_CUDA_SCALE_BYTES, barrier);
         if (zeros) {
@@ -220,10 +224,18 @@ template <int BITS, int MOST> struct strip_copies {
                 bulk_copy(to_zeros + stage + i * slots * FQ_CUDA_ZERO_BYTES, from,
                           here * FQ_CUDA_ZERO_BYTES, barrier);
         }
-        passed = groups.advance(tiles * FQ_CUDA_STEPS);
-        scales += passed * FQ_CUDA_SCALE_BYTES;
+    }
+
+    /* On to the tile that is so many further on. */
+    __device__ __forceinline__ void advance(int tiles) {
+        skip(tiles, groups.advance(tiles * FQ_CUDA_STEPS));
+    }
+    /* The same, also back, where those are so many groups, whole ones. */
+    __device__ __forceinline__ void skip(int tiles, int whole) {
+        codes += tiles * FQ_CUDA_TILE_BYTES(BITS);
+        scales += whole * FQ_CUDA_SCALE_BYTES;
         if (zeros)
-            zeros += passed * FQ_CUDA_ZERO_BYTES;
+            zeros += whole * FQ_CUDA_ZERO_BYTES;
     }
 
   private:
@@ -239,6 +251,13 @@ template <int BITS, int MOST> struct strip_copies {
         }
     }
 };
+
+static __device__ __forceinline__ void add_f4(float *to, float4 v) {
+    to[0] += v.x;
+    to[1] += v.y;
+    to[2] += v.z;
+    to[3] += v.w;
+}
 
 /* v += the first `count` of COUNT (4 or 8) elements. */
 template <class T, int COUNT>

@@ -42,9 +42,13 @@
 #define FQ_CUDA_SLOTS_ROWS    32
 #define FQ_CUDA_DIRECT_ROWS   16 /* of X, that are taken as they lie */
 
-/* Where a block has one strip, the consumer warpgroups take stages of so many tiles in turn: of as
- * many for every m, since who sums what must not depend on it. */
-#define FQ_CUDA_PARTED_TILES 4
+/*
+ * Where a cluster has so few strips, in all, all consumer warpgroups have each of them, and a third
+ * of the CTA's tiles: with a warpgroup to each strip, one at least would have nothing to do.  Two
+ * strips of int8, or of a pair, would leave the ring too few stages.  Thirds, like strips, do not
+ * depend on m.
+ */
+#define FQ_CUDA_THIRDS_STRIPS 2
 
 /* Rows of X that a box of its tensor map has, in eights, which is how wgmma has them (just those
  * there are was not tried).  What a tile has room for behind them is not written; its sums are
@@ -58,6 +62,17 @@ static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
     int pairs = (tiles + 1) / 2, tile = pairs * part / FQ_CUDA_DECODE_SPLIT * 2;
 
     return tile < tiles ? tile : tiles;
+}
+
+/*
+ * How many tiles a third of a CTA's has, the last ones perhaps fewer, or none: as many for both
+ * CTAs, and a multiple of `unit`, so that each third starts at the same place of a group.
+ */
+static inline int fq_cuda_decode_third(int tiles, int unit) {
+    const int all = (tiles + 1) / 2 * 2 - fq_cuda_decode_tile(tiles, FQ_CUDA_DECODE_SPLIT - 1);
+    const int third = (all + FQ_CUDA_DECODE_GROUPS - 1) / FQ_CUDA_DECODE_GROUPS;
+
+    return (third + unit - 1) / unit * unit;
 }
 
 /*
