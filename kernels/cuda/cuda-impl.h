@@ -145,7 +145,7 @@ struct fq_cuda_launch {
     int slots;                    /* the launcher's: groups that a strip has in a stage, at most */
     int stages, stage_bytes;      /* the launcher's */
     int stage_tiles;              /* the decode launcher's: tiles of K in a stage, an even number */
-    int parting;                  /* the decode launcher's: enum class parting */
+    int parted;                   /* the decode launcher's: see decode_cta */
     int turns;                    /* the decode launcher's: stages that a third has of a block */
     int segments_log2, scaling;   /* the decode launcher's: enum class scaling */
     int block_m, blocks_n;        /* prefill: rows of X of a block; blocks along W */

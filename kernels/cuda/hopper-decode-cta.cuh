@@ -30,9 +30,9 @@ enum class zero_points {
 
 /*
  * Which warpgroup has what of a block.  `whole`: each strip is one's.  `in_turns`: each is all
- * warpgroups', a third of the CTA's tiles to each.  `in_order`: each is one's, but summed third by
- * third, since with fewer rows of X it is all warpgroups': sums are the same bits then.  `any`: the
- * launch tells.
+ * warpgroups', a third of the CTA's tiles to each.  `in_order`: each is one's, which sums it third
+ * by third; so from 33 rows of X on, where a warpgroup has registers for one strip's sums.
+ * `any`: one of the first two, which the launch tells.
  */
 enum class parting {
     any,
@@ -42,12 +42,13 @@ enum class parting {
 };
 
 /* N: rows of X, rounded up; the constants are host code's too. */
-template <int N_, int BITS_, parting PARTING_ = parting::any> struct decode_shape {
+template <int N_, int BITS_, parting PARTING_> struct decode_shape {
     static constexpr int N = N_, BITS = BITS_;
     static constexpr parting PARTING = PARTING_;
-    template <parting ONE> using only = decode_shape<N, BITS, ONE>;
+    static constexpr bool IN_ORDER = PARTING == parting::in_order;
     static constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS; /* X from its rows, mma.sync */
-    static constexpr int GROUPS = FQ_CUDA_DECODE_GROUPS;     /* consumer warpgroups */
+    /* Consumer warpgroups; so few that they have registers for the sums of a third, too. */
+    static constexpr int GROUPS = IN_ORDER ? FQ_CUDA_THIRDS_STRIPS : FQ_CUDA_DECODE_GROUPS;
     static constexpr int SLOTS =
         N <= FQ_CUDA_SLOTS_ROWS ? FQ_CUDA_DECODE_SLOTS : 1; /* strips of each */
     static constexpr int CONSUMERS = 128 * GROUPS;
@@ -58,9 +59,10 @@ template <int N_, int BITS_, parting PARTING_ = parting::any> struct decode_shap
     static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
     static constexpr bool MOVES_REGISTERS = N > 8;
     static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32 + 32 * ROW_WARPS);
-    static constexpr int PRODUCER_REGISTERS = N <= 16 ? 80 : N <= 32 ? 56 : 32;
-    static constexpr int CONSUMER_REGISTERS = (512 - PRODUCER_REGISTERS) / GROUPS;
-    static_assert(CONSUMER_REGISTERS % 8 == 0);
+    static constexpr int PRODUCER_REGISTERS = IN_ORDER ? 40 : N <= 16 ? 80 : N <= 32 ? 56 : 32;
+    static constexpr int REGISTERS = 65536 / THREADS / 8 * 8 * (THREADS / 128); /* of a column */
+    static constexpr int CONSUMER_REGISTERS = (REGISTERS - PRODUCER_REGISTERS) / GROUPS;
+    static_assert(!MOVES_REGISTERS || CONSUMER_REGISTERS % 8 == 0);
     static constexpr int SHARED = 226 << 10;              /* bytes, at most: a multiprocessor's */
     static constexpr int MOST_STAGES = CONSUMERS / 32;    /* see init_barriers() */
     static constexpr int ENOUGH_STAGES = N >= 32 ? 3 : 4; /* as measured */
@@ -76,9 +78,10 @@ template <int N_, int BITS_, parting PARTING_ = parting::any> struct decode_shap
      * some rows of X; and the other CTA's sums of them, N columns of each. */
     static constexpr int KEPT = FQ_CUDA_STRIP / FQ_CUDA_DECODE_SPLIT;
     static constexpr int OUT_ROWS = N < 32 ? N : 32;
-    /* Sums of strips that are all warpgroups': see join_sums(), and bank() */
-    static constexpr int JOINED_STRIPS = SLOTS > 1 && N < 32 ? 2 : 1; /* at a time */
-    static constexpr int JOINED = (GROUPS - 1) * JOINED_STRIPS * FQ_CUDA_STRIP * N * 4;
+    /* Or sums of other warpgroups, of so many strips at a time: see join_sums(). */
+    static constexpr int JOINED_STRIPS = N < 32 ? 2 : 1;
+    static constexpr int JOINED =
+        PARTING == parting::any ? (GROUPS - 1) * JOINED_STRIPS * FQ_CUDA_STRIP * N * 4 : 0;
 
     /* Of blocks of so many strips, a pair's counted both. */
     static constexpr __host__ __device__ int out_pitch(int strips) {
@@ -87,7 +90,7 @@ template <int N_, int BITS_, parting PARTING_ = parting::any> struct decode_shap
     static constexpr __host__ __device__ int out_bytes(int strips) {
         const int rows = OUT_ROWS * out_pitch(strips);
 
-        return strips <= 2 && JOINED > rows ? JOINED : rows;
+        return strips <= FQ_CUDA_THIRDS_STRIPS && JOINED > rows ? JOINED : rows;
     }
     static constexpr __host__ __device__ int in_bytes(int strips) {
         return strips * KEPT * N * 4;
@@ -222,15 +225,7 @@ template <class S> struct decode_cta {
      * same one's.  Otherwise all wait for all stages: who waits for a barrier's next phase but one
      * goes on at once. */
     __device__ __forceinline__ bool parted() const {
-        return is(parting::in_turns);
-    }
-    /* A strip is summed third by third. */
-    __device__ __forceinline__ bool in_order() const {
-        return !(S::SLOTS > 1) && is(parting::in_order);
-    }
-    __device__ __forceinline__ bool is(parting one) const {
-        return S::PARTING == parting::any ? launch.parting == static_cast<int>(one)
-                                          : S::PARTING == one;
+        return S::PARTING == parting::any && launch.parted != 0;
     }
     /* From one stage of a warpgroup in the ring to its next. */
     __device__ __forceinline__ int stages_apart() const {

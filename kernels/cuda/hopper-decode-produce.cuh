@@ -77,21 +77,25 @@ template <class S> class decode_producer {
         }
     };
 
-    using copies = strip_copies<S::BITS, S::GROUPS * S::SLOTS>;
+    /* Of a matrix. */
+    template <parting WAY>
+    using copies =
+        strip_copies<S::BITS, WAY == parting::whole ? S::GROUPS * S::SLOTS : FQ_CUDA_THIRDS_STRIPS>;
 
     /* Whether a block is the gate's alone. */
     __device__ __forceinline__ bool is_gate(int of) const {
         return cta.gate_first && of % 2 == 0;
     }
     /* Of the strips of a block; where it is a pair's, of the gate (slot 0) or of W (slot 1). */
-    __device__ __forceinline__ copies copies_of(int of, int slot) const {
+    template <parting WAY>
+    __device__ __forceinline__ copies<WAY> copies_of(int of, int slot) const {
         const block_place block(cta, of);
         const int index = slot * block.first;
 
-        return copies(block.of_gate || (cta.paired && slot == 0) ? cta.launch.gate : cta.launch.w,
-                      block.strip, cta.paired ? block.first : block.strips, cta.begin,
-                      cta.codes_of(index), cta.tiles * S::TILE, cta.scales_of(index),
-                      cta.zeros_of(index), cta.launch.slots);
+        return copies<WAY>(
+            block.of_gate || (cta.paired && slot == 0) ? cta.launch.gate : cta.launch.w,
+            block.strip, cta.paired ? block.first : block.strips, cta.begin, cta.codes_of(index),
+            cta.tiles * S::TILE, cta.scales_of(index), cta.zeros_of(index), cta.launch.slots);
     }
 
     /* X straight from its rows, on 16 bytes: of two tiles, a lane has the same 16-byte piece of
@@ -151,11 +155,11 @@ template <class S> class decode_producer {
         const decode_producer &producer;
         const decode_cta<S> &d;
         cursor<WAY> at;
-        copies one, two; /* two: of W, where one is the gate */
+        copies<WAY> one, two; /* two: of W, where one is the gate */
 
         __device__ __forceinline__ explicit weights_producer(const decode_producer &of)
-            : producer(of), d(of.cta), at(of.cta), one(of.copies_of(0, 0)),
-              two(of.copies_of(0, PAIRED)) {
+            : producer(of), d(of.cta), at(of.cta), one(of.template copies_of<WAY>(0, 0)),
+              two(of.template copies_of<WAY>(0, PAIRED)) {
         }
         /* The next stage, and, by the thread that puts scales, X beside it. */
         __device__ __forceinline__ void put() {
@@ -167,9 +171,9 @@ template <class S> class decode_producer {
                 mbarrier_expect(d.full_of(at.place), 0);
             if (at.next(d)) {
                 if (at.valid(d)) {
-                    one = producer.copies_of(at.block, 0);
+                    one = producer.template copies_of<WAY>(at.block, 0);
                     if (PAIRED)
-                        two = producer.copies_of(at.block, 1);
+                        two = producer.template copies_of<WAY>(at.block, 1);
                 }
                 return;
             }
@@ -182,7 +186,7 @@ template <class S> class decode_producer {
 
       private:
         /* Of a matrix, behind a stage of so many tiles.  A third has `groups` groups. */
-        __device__ __forceinline__ void follow(copies &of, int tiles, int groups) {
+        __device__ __forceinline__ void follow(copies<WAY> &of, int tiles, int groups) {
             if (WAY != parting::in_turns)
                 of.advance(WAY == parting::in_order ? tiles : d.tiles);
             else if (at.turn > 0)

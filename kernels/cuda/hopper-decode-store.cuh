@@ -90,7 +90,7 @@ template <class S, class T> class decode_storer {
 #pragma unroll
         for (int s0 = 0; s0 < S::SLOTS; s0 += S::JOINED_STRIPS) {
             if (s0 >= block.strips)
-                break;
+                continue;
 #pragma unroll
             for (int s = s0; s < s0 + S::JOINED_STRIPS; s++)
                 if (s < block.strips && group != s)

@@ -76,55 +76,53 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
 
     /* A walk over the stages that this warpgroup sums of a block. */
     struct walk {
-        int left;  /* tiles, the stage's counted; none or fewer: the stage is empty */
-        int stop;  /* what is left behind the last stage */
-        int bound; /* what is left behind the last tile that may share the stage */
+        int left; /* tiles, the stage's counted; none or fewer: the stage is empty */
+        int stop; /* what is left behind the last stage */
+        int rest; /* tiles of the thirds that follow */
         ring_place place;
 
         __device__ __forceinline__ walk(const decode_cta<S> &d, const ring_place &from)
-            : left(d.end - d.begin), stop(0), bound(0), place(from) {
+            : left(d.end - d.begin), stop(0), rest(0), place(from) {
             if (d.parted()) {
                 left = min(left - d.group * d.launch.third, d.launch.third);
                 stop = left - d.launch.turns * d.tiles;
             }
-            if (d.in_order())
-                next_third(d);
+            if (S::IN_ORDER)
+                begin_third(d, left);
         }
         __device__ __forceinline__ bool goes_on() const {
             return left > stop;
         }
         /* Of the stage. */
         __device__ __forceinline__ int tiles(const decode_cta<S> &d) const {
-            return min(d.tiles, left - bound);
+            return min(d.tiles, left);
         }
-        /* To the next stage; true where a third has ended and another one follows. */
+        /* True where a third has ended and another one begins. */
         __device__ __forceinline__ bool next(const decode_cta<S> &d) {
-            bool ends = false;
-
-            left -= d.in_order() ? tiles(d) : d.tiles;
+            left -= d.tiles;
             place.next(d.stages_apart());
-            if (d.in_order()) {
-                ends = left == bound && left > 0;
-                if (ends)
-                    next_third(d);
-            }
-            return ends;
+            if (!S::IN_ORDER || left > 0 || rest == 0)
+                return false;
+            begin_third(d, rest);
+            return true;
         }
 
       private:
-        __device__ __forceinline__ void next_third(const decode_cta<S> &d) {
-            bound = max(left - d.launch.third, 0);
+        __device__ __forceinline__ void begin_third(const decode_cta<S> &d, int all) {
+            left = min(all, d.launch.third);
+            rest = all - left;
         }
     };
 
     /* Past a stage; what is known of the strips goes along. */
     template <int SLOTS, scaling KIND>
     __device__ __forceinline__ bool next(walk &at, slot_place (&strips)[SLOTS]) const {
+        const int tiles = S::IN_ORDER ? at.tiles(cta) : cta.tiles;
+
 #pragma unroll
         for (int s = 0; s < SLOTS; s++)
             if (KIND != scaling::exact)
-                strips[s].groups.advance((cta.in_order() ? at.tiles(cta) : cta.tiles) *
-                                         FQ_CUDA_STEPS);
+                strips[s].groups.advance(tiles * FQ_CUDA_STEPS);
         return at.next(cta);
     }
 
@@ -135,30 +133,23 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
             sums[j] = 0;
     }
 
-    /* Where this thread's sums of the thirds before are, four of them. */
-    __device__ __forceinline__ uint32_t banked(int quad) const {
-        return cta.out + ((cta.group * (S::N / 8) + quad) * 128 + cta.thread % 128) * 16;
-    }
-    /* Puts the sums of a third by, the n-th from 0 on, added to those before. */
-    __device__ __forceinline__ void bank(strip_sums &sums, int &n) const {
+    /* A third has ended, the n-th from 0 on: its sums are added to `all`. */
+    __device__ __forceinline__ void end_third(strip_sums &all, strip_sums &sums, int &n) const {
 #pragma unroll
-        for (int q = 0; q < S::N / 8; q++) {
-            if (n > 0)
-                add_f4(sums + 4 * q, lds_f4(banked(q)));
-            sts_f4(banked(q), sums + 4 * q);
+        for (int j = 0; j < S::SUMS; j++) {
+            all[j] = n == 0 ? sums[j] : all[j] + sums[j];
+            sums[j] = 0;
         }
-        clear(sums);
         n++;
     }
-    /* The last third's sums become those of all of which n are put by.  Zeros of a third that has
-     * no tiles are added, too: they make +0 of −0. */
-    __device__ __forceinline__ void add_banked(strip_sums &sums, int n) const {
+    /* The same of the last one that has tiles: the sums become those of all.  If others have none,
+     * their zeros are added, too, for what that makes of -0. */
+    __device__ __forceinline__ void end_thirds(const strip_sums &all, strip_sums &sums,
+                                               int n) const {
 #pragma unroll
-        for (int q = 0; q < S::N / 8; q++) {
-            if (n > 0)
-                add_f4(sums + 4 * q, lds_f4(banked(q)));
-            if (n < S::GROUPS - 1)
-                add_f4(sums + 4 * q, make_float4(0, 0, 0, 0));
+        for (int j = 0; j < S::SUMS; j++) {
+            sums[j] = n == 0 ? sums[j] : all[j] + sums[j];
+            sums[j] = n < FQ_CUDA_THIRDS - 1 ? sums[j] + 0.0f : sums[j];
         }
     }
 
@@ -370,11 +361,12 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         }
     }
 
-    /* All of this warpgroup's tiles of a block; thirds: how many are put by. */
+    /* The tiles of a walk. */
     template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_tiles(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                                              ring_place &place, int &thirds) const {
-        walk w(cta, place);
+                                              walk &w) const {
+        strip_sums all; /* the thirds before, if it is third by third, which are so many */
+        int thirds = 0;
 
         while (w.goes_on()) {
             const uint32_t stage = w.place.stage * cta.stage_bytes;
@@ -383,9 +375,10 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
             sum_stage<SLOTS, SEGMENTS, KIND>(sums, at, stage, w.tiles(cta));
             release(cta.empty_of(w.place));
             if (next<SLOTS, KIND>(w, at))
-                bank(sums[0], thirds);
+                end_third(all, sums[0], thirds);
         }
-        place = w.place;
+        if (S::IN_ORDER)
+            end_thirds(all, sums[0], thirds);
     }
 
     /*
@@ -394,26 +387,29 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
      */
     template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_tiles_ahead(strip_sums (&sums)[S::SLOTS],
-                                                    slot_place (&at)[SLOTS], ring_place &place,
-                                                    int &thirds) const {
+                                                    slot_place (&at)[SLOTS], walk &w) const {
         constexpr int ITEMS = 2 * SLOTS; /* tiles of strips, in a round */
         constexpr bool WIDE = KIND == scaling::wide;
         using loaded = loaded_tile<SEGMENTS, KIND>;
-        walk w(cta, place);
         uint32_t stage = w.place.stage * cta.stage_bytes;
         int of = 0, tiles = w.tiles(cta); /* of the stage */
         const uint32_t x = x_place();
         tile_weights a[2];
+        strip_sums all; /* as in sum_tiles() */
+        int thirds = 0;
+        bool ends_third = false;
 
         if (tiles > 0)
             mbarrier_wait(cta.full_of(w.place), w.place.parity);
         if (tiles > 1)
             loaded(at[0], stage, 0).dequantize(a[0]);
         while (of + 2 <= tiles) {
+            if (ends_third)
+                end_third(all, sums[0], thirds);
+            ends_third = false;
             const uint32_t x_here = uniform(x + stage / 16 + of * (S::X_TILE / 16));
             const uint32_t here = cta.empty_of(w.place);
             const bool ends = of + 2 == tiles;  /* the stage */
-            bool third = false;                 /* has ended, and is not the last */
             strip_sums parts[WIDE ? SLOTS : 2]; /* two, or SLOTS, alive at a time */
             uint32_t scale[ITEMS][SEGMENTS] = {};
             /* Adds the n-th segment's products, which are there. */
@@ -437,7 +433,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                 if (last) {
                     of += 2;
                     if (ends) {
-                        third = next<SLOTS, KIND>(w, at);
+                        ends_third = next<SLOTS, KIND>(w, at);
                         of = 0;
                         tiles = w.tiles(cta);
                         if (tiles > 0) {
@@ -467,23 +463,24 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                     if (ends)
                         release(here);
                     add(ITEMS * SEGMENTS - 1);
-                    if (third)
-                        bank(sums[0], thirds);
                 }
             }
         }
+        if (ends_third) /* and one tile follows */
+            end_third(all, sums[0], thirds);
         if (of < tiles) { /* the last one */
             sum_together<SLOTS, 1, SEGMENTS, KIND>(sums, at, stage, of, x);
             release(cta.empty_of(w.place));
             w.next(cta);
         }
+        if (S::IN_ORDER)
+            end_thirds(all, sums[0], thirds);
         skip(w);
-        place = w.place;
     }
 
     template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                                              ring_place &place, int &thirds) const {
+                                              walk &w) const {
         /* Of several segments only where there are registers for it, and one strip: the compiler
          * takes long. */
         constexpr bool AHEAD =
@@ -491,31 +488,31 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
             (SEGMENTS == 1 || (SLOTS == 1 && (S::N < 64 || (SEGMENTS == 2 && S::BITS != 8))));
 
         if constexpr (AHEAD)
-            sum_tiles_ahead<SLOTS, SEGMENTS, KIND>(sums, at, place, thirds);
+            sum_tiles_ahead<SLOTS, SEGMENTS, KIND>(sums, at, w);
         else
-            sum_tiles<SLOTS, SEGMENTS, KIND>(sums, at, place, thirds);
+            sum_tiles<SLOTS, SEGMENTS, KIND>(sums, at, w);
     }
 
     template <int SLOTS>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                                              ring_place &place, int &thirds) const {
+                                              walk &w) const {
         const int segments_log2 = cta.launch.segments_log2;
         const scaling kind = static_cast<scaling>(cta.launch.scaling);
 
         if constexpr (USUAL) {
             if (kind == scaling::exact)
-                sum_block<SLOTS, 1, scaling::exact>(sums, at, place, thirds);
+                sum_block<SLOTS, 1, scaling::exact>(sums, at, w);
             else
-                sum_block<SLOTS, 1, scaling::wide>(sums, at, place, thirds);
+                sum_block<SLOTS, 1, scaling::wide>(sums, at, w);
         } else if (segments_log2 == 0) {
-            sum_block<SLOTS, 1, scaling::any>(sums, at, place, thirds);
+            sum_block<SLOTS, 1, scaling::any>(sums, at, w);
         } else if (ZEROS == zero_points::some || kind != scaling::exact) {
-            sum_tiles<SLOTS, 4, scaling::any>(sums, at, place, thirds);
+            sum_tiles<SLOTS, 4, scaling::any>(sums, at, w);
         } else if constexpr (ZEROS != zero_points::some) {
             if (segments_log2 == 1)
-                sum_block<SLOTS, 2, scaling::exact>(sums, at, place, thirds);
+                sum_block<SLOTS, 2, scaling::exact>(sums, at, w);
             else
-                sum_block<SLOTS, 4, scaling::exact>(sums, at, place, thirds);
+                sum_block<SLOTS, 4, scaling::exact>(sums, at, w);
         }
     }
 
@@ -525,40 +522,6 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
             mbarrier_wait(cta.full_of(w.place), w.place.parity);
             release(cta.empty_of(w.place));
         }
-    }
-
-    __device__ __forceinline__ void sum_strips(strip_sums (&sums)[S::SLOTS],
-                                               const block_place &block, ring_place &place) const {
-        const int first = cta.parted() ? 0 : cta.group;
-        const int second = cta.parted() ? 1 : cta.group + block.first;
-        const fq_cuda_matrix *w[2];
-        int strip, thirds = 0;
-        const bool one = cta.find_strip(block, first, w[0], strip) && first < block.first;
-        const bool two = S::SLOTS > 1 && cta.find_strip(block, second, w[1], strip) && one;
-
-        /* each case with places of its own: what one has no registers for, the other may have */
-        if (!one) {
-            walk all(cta, place);
-
-            skip(all);
-            place = all.place;
-            return;
-        }
-        if constexpr (S::SLOTS > 1)
-            if (two) {
-                slot_place at[2] = {{cta, block, 0, *w[0]}, {cta, block, 1, *w[1]}};
-
-                clear(sums[0]);
-                clear(sums[1]);
-                sum_block<2>(sums, at, place, thirds);
-                return;
-            }
-        slot_place at[1] = {{cta, block, 0, *w[0]}};
-
-        clear(sums[0]);
-        sum_block<1>(sums, at, place, thirds);
-        if (cta.in_order())
-            add_banked(sums[0], thirds);
     }
 
     /* Where this thread takes X from, in the first stage. */
@@ -597,9 +560,38 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
      * where the block begins in the ring, and afterwards the next one. */
     __device__ __forceinline__ void sum(strip_sums (&sums)[S::SLOTS], const block_place &block,
                                         ring_place &place) const {
-        sum_strips(sums, block, place);
-        if (cta.in_order()) /* what is put by is where results go from now on */
-            named_barrier(FQ_CUDA_BARRIER_CONSUMERS, S::CONSUMERS);
+        const int first = cta.parted() ? 0 : cta.group;
+        const int second = cta.parted() ? 1 : cta.group + block.first;
+        const fq_cuda_matrix *of[2];
+        int strip;
+        const bool one = cta.find_strip(block, first, of[0], strip) && first < block.first;
+        const bool two = S::SLOTS > 1 && cta.find_strip(block, second, of[1], strip) && one;
+
+        /* each case with places of its own: what one has no registers for, the other may have */
+        if (!one) {
+            walk w(cta, place);
+
+            skip(w);
+            place = w.place;
+            return;
+        }
+        if constexpr (S::SLOTS > 1)
+            if (two) {
+                slot_place at[2] = {{cta, block, 0, *of[0]}, {cta, block, 1, *of[1]}};
+                walk w(cta, place);
+
+                clear(sums[0]);
+                clear(sums[1]);
+                sum_block<2>(sums, at, w);
+                place = w.place;
+                return;
+            }
+        slot_place at[1] = {{cta, block, 0, *of[0]}};
+        walk w(cta, place);
+
+        clear(sums[0]);
+        sum_block<1>(sums, at, w);
+        place = w.place;
     }
 };
 

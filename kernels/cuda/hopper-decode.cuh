@@ -56,10 +56,8 @@ __global__ void FQ_CLUSTER(FQ_CUDA_DECODE_SPLIT) __launch_bounds__(S::THREADS, 1
             registers_give<S::PRODUCER_REGISTERS>();
         if (cta.parted())
             producer.template produce<parting::in_turns>();
-        else if (cta.in_order())
-            producer.template produce<parting::in_order>();
         else
-            producer.template produce<parting::whole>();
+            producer.template produce<S::IN_ORDER ? parting::in_order : parting::whole>();
         __syncwarp();
         cluster_wait();
     } else {
@@ -103,21 +101,6 @@ template <class S, class T> static decode_kernel choose_kernel(zero_points zeros
                                      : hopper_decode<S, T, zero_points::none, true>;
 }
 
-/* From 33 rows on, of the usual loops, a kernel for each way of parting: with all in one, spilled
- * registers cost some 5% (NOTES.md). */
-template <class S, class T>
-static decode_kernel choose_kernel(zero_points zeros, bool usual, parting way) {
-    if constexpr (S::SLOTS == 1)
-        if (usual) {
-            if (way == parting::whole)
-                return choose_kernel<typename S::template only<parting::whole>, T>(zeros, true);
-            if (way == parting::in_turns)
-                return choose_kernel<typename S::template only<parting::in_turns>, T>(zeros, true);
-            return choose_kernel<typename S::template only<parting::in_order>, T>(zeros, true);
-        }
-    return choose_kernel<S, T>(zeros, usual);
-}
-
 template <class S, class T>
 static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaStream_t stream) {
     const bool gated = args.gate.codes != nullptr;
@@ -127,16 +110,14 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
                                                         : zero_points::some;
     const int strips = args.block_strips * (gated && S::SLOTS > 1 ? 2 : 1);
     const int fixed = S::fixed_bytes(strips, gated && S::SLOTS == 1);
-    const parting way = args.third == 0                          ? parting::whole
-                        : S::SLOTS > 1 || args.block_strips == 1 ? parting::in_turns
-                                                                 : parting::in_order;
-    const bool parted = way == parting::in_turns;
+    const bool parted = args.third != 0 && S::PARTING == parting::any;
     const int enough = parted ? S::ENOUGH_IN_TURNS : S::ENOUGH_STAGES;
     scaling kind;
     bool usual;
 
-    static_assert(S::stages_of(S::stage_bytes(2, S::SLOTS, 2 * FQ_CUDA_STEPS, true),
-                               S::fixed_bytes(S::SLOTS, S::SLOTS == 1)) >= S::ENOUGH_IN_TURNS);
+    static_assert(S::SLOTS == 1 ||
+                  S::stages_of(S::stage_bytes(2, S::SLOTS, 2 * FQ_CUDA_STEPS, true),
+                               S::fixed_bytes(S::SLOTS, false)) >= S::ENOUGH_IN_TURNS);
     static_assert(S::MOST_STAGES % S::GROUPS == 0);
     /* Long stages are few copies, each of which costs the producer some 100 cycles, and few waits
      * of the consumers. */
@@ -151,7 +132,7 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
     args.stages = args.stages > S::MOST_STAGES ? S::MOST_STAGES : args.stages;
     if (parted)
         args.stages -= args.stages % S::GROUPS; /* each warpgroup has places of its own */
-    args.parting = static_cast<int>(way);
+    args.parted = parted;
     args.turns = (args.third + args.stage_tiles - 1) / args.stage_tiles;
     /* of a pair, how both are: sums must not depend on which of them a block has */
     args.segments_log2 = gated && args.gate.slots_log2 > args.w.slots_log2 ? args.gate.slots_log2
@@ -162,22 +143,28 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
         kind = scaling::any;
     args.scaling = static_cast<int>(kind);
     usual = kind == scaling::wide || (kind == scaling::exact && args.segments_log2 == 0);
-    return launch_overlapped(choose_kernel<S, T>(zeros, usual, way),
-                             dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
-                             fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT,
-                             stream, args, x);
+    return launch_overlapped(
+        choose_kernel<S, T>(zeros, usual), dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
+        fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT, stream, args, x);
 }
+
+/* For launches of up to ROWS rows.  Beyond 32, each way of parting has a kernel of its own. */
+template <int ROWS, int BITS> using decode_rows = decode_shape<ROWS, BITS, parting::any>;
+template <int BITS> using decode_whole = decode_shape<64, BITS, parting::whole>;
+template <int BITS> using decode_thirds = decode_shape<64, BITS, parting::in_order>;
 
 template <int BITS, class T>
 static cudaError_t queue_decode_by_rows(const fq_cuda_launch &args, const CUtensorMap &x,
                                         cudaStream_t stream) {
     if (args.m <= 8)
-        return queue_decode<decode_shape<8, BITS>, T>(args, x, stream);
+        return queue_decode<decode_rows<8, BITS>, T>(args, x, stream);
     if (args.m <= 16)
-        return queue_decode<decode_shape<16, BITS>, T>(args, x, stream);
+        return queue_decode<decode_rows<16, BITS>, T>(args, x, stream);
     if (args.m <= 32)
-        return queue_decode<decode_shape<32, BITS>, T>(args, x, stream);
-    return queue_decode<decode_shape<64, BITS>, T>(args, x, stream);
+        return queue_decode<decode_rows<32, BITS>, T>(args, x, stream);
+    if (args.third != 0)
+        return queue_decode<decode_thirds<BITS>, T>(args, x, stream);
+    return queue_decode<decode_whole<BITS>, T>(args, x, stream);
 }
 
 template <int BITS>
@@ -189,11 +176,10 @@ static cudaError_t queue_decode_any(const fq_cuda_launch &args, const CUtensorMa
 
 template <class S, class T> static cudaError_t prepare_decode() {
     static constexpr zero_points all[] = {zero_points::none, zero_points::all, zero_points::some};
-    static constexpr parting ways[] = {parting::whole, parting::in_turns, parting::in_order};
 
-    for (int i = 0; i < 18; i++) {
-        const void *kernel = reinterpret_cast<const void *>(
-            choose_kernel<S, T>(all[i / 6], i % 2 != 0, ways[i / 2 % 3]));
+    for (int i = 0; i < 6; i++) {
+        const void *kernel =
+            reinterpret_cast<const void *>(choose_kernel<S, T>(all[i / 2], i % 2 != 0));
         cudaError_t error =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
 
@@ -204,13 +190,15 @@ template <class S, class T> static cudaError_t prepare_decode() {
 }
 
 template <int BITS, class T> static cudaError_t prepare_decode_by_rows() {
-    cudaError_t error = prepare_decode<decode_shape<8, BITS>, T>();
+    cudaError_t error = prepare_decode<decode_rows<8, BITS>, T>();
 
     if (error == cudaSuccess)
-        error = prepare_decode<decode_shape<16, BITS>, T>();
+        error = prepare_decode<decode_rows<16, BITS>, T>();
     if (error == cudaSuccess)
-        error = prepare_decode<decode_shape<32, BITS>, T>();
-    return error == cudaSuccess ? prepare_decode<decode_shape<64, BITS>, T>() : error;
+        error = prepare_decode<decode_rows<32, BITS>, T>();
+    if (error == cudaSuccess)
+        error = prepare_decode<decode_thirds<BITS>, T>();
+    return error == cudaSuccess ? prepare_decode<decode_whole<BITS>, T>() : error;
 }
 
 template <int BITS> static cudaError_t prepare_decode_any() {

@@ -49,6 +49,7 @@
  * depend on m.
  */
 #define FQ_CUDA_THIRDS_STRIPS 2
+#define FQ_CUDA_THIRDS        FQ_CUDA_DECODE_GROUPS
 
 /* Rows of X that a box of its tensor map has, in eights, which is how wgmma has them (just those
  * there are was not tried).  What a tile has room for behind them is not written; its sums are
@@ -70,7 +71,7 @@ static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
  */
 static inline int fq_cuda_decode_third(int tiles, int unit) {
     const int all = (tiles + 1) / 2 * 2 - fq_cuda_decode_tile(tiles, FQ_CUDA_DECODE_SPLIT - 1);
-    const int third = (all + FQ_CUDA_DECODE_GROUPS - 1) / FQ_CUDA_DECODE_GROUPS;
+    const int third = (all + FQ_CUDA_THIRDS - 1) / FQ_CUDA_THIRDS;
 
     return (third + unit - 1) / unit * unit;
 }
