@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # On a GPU machine, see tests/gpu/stage.sh: what fills results/*-h200.csv.
 EXTRA_DIST += bench/cpu.sh bench/summary-cpu.py bench/goals.py bench/multiplier.c
+EXTRA_DIST += bench/floors.c bench/floors-kernels.cu bench/floors.h bench/results/floors-h200.csv
+if HAVE_CUDA
+noinst_LTLIBRARIES += libfqfloors.la
+libfqfloors_la_SOURCES = bench/floors-kernels.cu bench/floors.h
+check_PROGRAMS += bench/floors
+bench_floors_SOURCES = bench/floors.c
+bench_floors_LDADD = libfqfloors.la $(CUDA_LIBS)
+endif
 EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py bench/kernels-cpu.svg \
 	bench/kernels-h200.svg bench/results/model-h200.csv
 EXTRA_DIST += bench/results/kernels-h200.csv bench/results/counters-h200.csv bench/results/compute-sanitizer-h200.txt \

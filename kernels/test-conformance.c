@@ -215,11 +215,11 @@ static void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
  * worker parts K among its warps, with groups of which few fit a part. */
 static void stays_within_the_bounds_on_two_strips_a_worker(void **context) {
     static const int64_t ms[] = {5, 13, 20, 40, 64};
-    static const int64_t ks[] = {60, 500, 1100, 2600};
+    static const int64_t ks[] = {60, 500, 1000, 2000}, ns[] = {8400, 4200, 5000};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 
-    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * COUNT(ks); i++) {
+    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 2; i++) {
         struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
                               .scale_type = scale_types[i / 2 % 2],
                               .group = PICK(all_groups),
@@ -228,8 +228,8 @@ static void stays_within_the_bounds_on_two_strips_a_worker(void **context) {
 
         draw(&shape, &info);
         shape.m = ms[i / COUNT(all_bits) % COUNT(ms)];
-        shape.n = i % 3 ? 8400 : i % 2 ? 4200 : 5000;
-        shape.k = ks[i / (COUNT(all_bits) * COUNT(ms))];
+        shape.n = ns[i / COUNT(all_bits) % COUNT(ns)];
+        shape.k = ks[i % COUNT(ks)];
         shape.group = group && group < shape.k ? group : shape.k;
         if (shape.gate_group)
             shape.gate_group = i % 2 ? shape.group : 16;
@@ -335,16 +335,16 @@ static void rows_do_not_depend_on_their_company(void **context) {
     }
     /* two strips a worker of a GPU, which are parted in one way up to 32 rows and in another beyond
      */
-    for (size_t i = 0; info.device_memory && i < COUNT(all_bits) * 4; i++) {
-        struct shape shape = {.bits = all_bits[i / 4],
-                              .zeros = i % 2,
-                              .group = i % 4 < 2 ? 64 : 16 << i % 4,
+    for (size_t i = 0; info.device_memory && i < COUNT(all_bits) * 2; i++) {
+        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
+                              .zeros = i % 4 == 3,
+                              .group = i % 2 ? 64 : 16 << i % 4,
                               .scale_type = scale_types[i / 2 % 2]};
         const int64_t group = shape.group;
 
         draw(&shape, &info);
         shape.m = FQ_DECODE_ROWS;
-        shape.n = i % 3 ? 5000 : 8400;
+        shape.n = i / COUNT(all_bits) ? 5000 : 4300;
         shape.k = i % 2 ? 1000 : 1600;
         shape.group = group;
         shape.gate_group = 0;

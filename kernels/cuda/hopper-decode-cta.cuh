@@ -54,13 +54,13 @@ template <int N_, int BITS_, parting PARTING_> struct decode_shape {
     static constexpr int CONSUMERS = 128 * GROUPS;
     /* A warp produces weights.  Where X comes row by row, one or two others do that; else the next
      * one.  Where registers are scarce producers are a warpgroup, some of it idle, for the
-     * consumers to be given its registers: a CTA starts with 128 a thread, and setmaxnreg only
-     * moves them. */
+     * consumers to be given its registers: a CTA starts with as many for each thread, and
+     * setmaxnreg only moves them. */
     static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
     static constexpr bool MOVES_REGISTERS = N > 8;
     static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32 + 32 * ROW_WARPS);
     static constexpr int PRODUCER_REGISTERS = IN_ORDER ? 40 : N <= 16 ? 80 : N <= 32 ? 56 : 32;
-    static constexpr int REGISTERS = 65536 / THREADS / 8 * 8 * (THREADS / 128); /* of a column */
+    static constexpr int REGISTERS = 65536 / THREADS / 8 * 8 * (THREADS / 128); /* of all 128ths */
     static constexpr int CONSUMER_REGISTERS = (REGISTERS - PRODUCER_REGISTERS) / GROUPS;
     static_assert(!MOVES_REGISTERS || CONSUMER_REGISTERS % 8 == 0);
     static constexpr int SHARED = 226 << 10;              /* bytes, at most: a multiprocessor's */
@@ -220,10 +220,10 @@ template <class S> struct decode_cta {
     /* What the launcher has found out is asked for where it is wanted: a register for it would be
      * one that something else is pushed out of. */
 
-    /* Where a block's strips are all warpgroups', stages are theirs in turn, as many for each,
-     * though some be empty; the ring has a multiple of that, so that a place of it is always the
-     * same one's.  Otherwise all wait for all stages: who waits for a barrier's next phase but one
-     * goes on at once. */
+    /* Where a block's strips are all warpgroups', stages are theirs in turn, as many for each, of
+     * which the last ones may be empty; and so are the places of the ring, whose number is a
+     * multiple of theirs.  Otherwise all wait for all stages: who waits for a barrier's next phase
+     * but one goes on at once. */
     __device__ __forceinline__ bool parted() const {
         return S::PARTING == parting::any && launch.parted != 0;
     }

@@ -19,8 +19,8 @@ template <class S> class decode_producer {
     template <parting WAY> struct cursor {
         static constexpr bool PARTED = WAY == parting::in_turns;
         int block, tile; /* the stage's first */
-        int bound;       /* the first tile behind those that may share the stage: of a third */
-        int turn, into;  /* of a parted block: whose third, and so many tiles of each are behind */
+        int bound;       /* unless parted: the first tile that the stage must not have */
+        int turn, into;  /* parted: whose third it is, and how many tiles of each are behind */
         ring_place place;
 
         __device__ __forceinline__ explicit cursor(const decode_cta<S> &d)
@@ -36,7 +36,7 @@ template <class S> class decode_producer {
         __device__ __forceinline__ int tiles(const decode_cta<S> &d) const {
             if (PARTED)
                 return max(0, min(min(d.tiles, d.launch.third - into), d.end - tile));
-            return min(d.tiles, (WAY == parting::in_order ? bound : d.end) - tile);
+            return min(d.tiles, bound - tile);
         }
         /* True where a new block begins. */
         __device__ __forceinline__ bool next(const decode_cta<S> &d) {
@@ -54,7 +54,7 @@ template <class S> class decode_producer {
                 if (into < d.launch.third)
                     return false;
             } else {
-                tile = WAY == parting::in_order ? behind : tile + d.tiles;
+                tile = behind;
                 if (WAY == parting::in_order && tile == bound)
                     next_third(d);
                 if (tile < d.end)
@@ -67,7 +67,8 @@ template <class S> class decode_producer {
 
       private:
         __device__ __forceinline__ void begin(const decode_cta<S> &d) {
-            tile = bound = d.begin;
+            tile = d.begin;
+            bound = WAY == parting::in_order ? d.begin : d.end;
             turn = into = 0;
             if (WAY == parting::in_order)
                 next_third(d);

@@ -74,11 +74,11 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         }
     };
 
-    /* A walk over the stages that this warpgroup sums of a block. */
+    /* A walk over the stages that this warpgroup has of a block: of a parted one, of its third. */
     struct walk {
         int left; /* tiles, the stage's counted; none or fewer: the stage is empty */
         int stop; /* what is left behind the last stage */
-        int rest; /* tiles of the thirds that follow */
+        int rest; /* where thirds are summed in order: tiles of those that follow */
         ring_place place;
 
         __device__ __forceinline__ walk(const decode_cta<S> &d, const ring_place &from)
@@ -404,9 +404,6 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         if (tiles > 1)
             loaded(at[0], stage, 0).dequantize(a[0]);
         while (of + 2 <= tiles) {
-            if (ends_third)
-                end_third(all, sums[0], thirds);
-            ends_third = false;
             const uint32_t x_here = uniform(x + stage / 16 + of * (S::X_TILE / 16));
             const uint32_t here = cta.empty_of(w.place);
             const bool ends = of + 2 == tiles;  /* the stage */
@@ -424,6 +421,9 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                            at[slot].template unpack<KIND>(scale[WIDE ? slot : item][n % SEGMENTS]));
             };
 
+            if (ends_third)
+                end_third(all, sums[0], thirds);
+            ends_third = false;
 #pragma unroll
             for (int i = 0; i < ITEMS; i++) {
                 const bool last = i == ITEMS - 1;

@@ -15,9 +15,9 @@
  * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  From 33
  * rows of X on, whose sums leave registers for one slot, a block has strips of a pair's gate, and
  * the next one those of W.  Where a cluster has one strip (or pair), or two, all three warpgroups
- * have each: a third of the CTA's tiles to each, whose stages come in turn, and two of the
- * warpgroups add a strip's sums each.  Two strips beyond 32 rows of X are a warpgroup's each again,
- * which sums third by third.
+ * have each: a third of the CTA's tiles to each, whose stages come in turn; then a warpgroup for
+ * each strip adds the thirds.  Beyond 32 rows such a strip is one warpgroup's, too, of two, which
+ * sums it third by third.
  *
  * W is the register operand of the tensor cores, rows of X are columns of theirs.  Sums of a group,
  * or of up to two tiles of it, are scaled in fp32.  mma.sync and wgmma of any width sum a column
