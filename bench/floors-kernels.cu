@@ -14,11 +14,10 @@
 #define CODES_BYTES (RING * FQ_CUDA_TILE_BYTES(8))
 #define SHARED      (1024 + X_BYTES + GROUPS * CODES_BYTES + FQ_CUDA_SCALE_BYTES)
 
-template <int N, int BITS, class T, int PARTS>
+template <int N, int BITS, class T, bool ALL>
 __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink, int rounds) {
 #ifdef FQ_HOPPER_CODE
     constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS;
-    constexpr bool PRODUCTS = PARTS & FQ_FLOOR_PRODUCTS, WEIGHTS = PARTS & FQ_FLOOR_WEIGHTS;
     constexpr int PITCH = 2 * 128 + 16; /* of X's rows, as in hopper-decode-cta.cuh */
     extern __shared__ uint8_t shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
@@ -47,17 +46,13 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
 #pragma unroll
         for (int s = 0; s < FQ_CUDA_STEPS; s++)
             fragment<BITS, T, true>(a[t][s], c, s, middle_zeros<BITS, T>());
-        if (!PRODUCTS && !cycles) /* never: so that it is not left out */
-            for (int s = 0; s < FQ_CUDA_STEPS; s++)
-                for (int i = 0; i < 4; i++)
-                    sink[threadIdx.x + s + i] = __uint_as_float(a[t][s][i]);
     };
     const auto multiply = [&](int t) {
         if constexpr (DIRECT) {
+            uint32_t two[N / 8][4]; /* steps of X */
+
 #pragma unroll
             for (int s = 0; s < FQ_CUDA_STEPS; s++) {
-                uint32_t two[N / 8][4]; /* steps of X */
-
 #pragma unroll
                 for (int j = 0; j < N / 8; j++) {
                     if (s % 2 == 0)
@@ -84,9 +79,9 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
         }
     };
     const auto add = [&](int t, int tile) {
-        if (PRODUCTS && !DIRECT)
+        if (!DIRECT)
             settle(parts[t]);
-        if (PARTS & FQ_FLOOR_SCALES) {
+        if (ALL) {
             const float2 scale = unpack_scales(lds_32(scales + tile * 32 % 64), !T::is_f16);
 
 #pragma unroll
@@ -107,31 +102,25 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
         if (DIRECT) {
 #pragma unroll
             for (int t = 0; t < 2; t++)
-                if (WEIGHTS)
+                if (ALL)
                     dequantize(t, tile + t);
 #pragma unroll
             for (int t = 0; t < 2; t++)
-                if (PRODUCTS)
-                    multiply(t);
+                multiply(t);
 #pragma unroll
             for (int t = 0; t < 2; t++)
-                if (PARTS != FQ_FLOOR_WEIGHTS)
-                    add(t, tile + t);
+                add(t, tile + t);
             continue;
         }
-        if (PRODUCTS)
-            multiply(0);
-        if (WEIGHTS)
+        multiply(0);
+        if (ALL)
             dequantize(1, tile + 1);
-        if (PRODUCTS) {
-            multiply(1);
-            wgmma_wait<1>();
-        }
+        multiply(1);
+        wgmma_wait<1>();
         add(0, tile);
-        if (WEIGHTS)
+        if (ALL)
             dequantize(0, tile);
-        if (PRODUCTS)
-            wgmma_wait<0>();
+        wgmma_wait<0>();
         add(1, tile + 1);
     }
     __syncthreads();
@@ -142,34 +131,28 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
 #endif
 }
 
-template <int N, int BITS, class T> static auto choose_parts(int parts) {
-    switch (parts) {
-    case FQ_FLOOR_PRODUCTS:
-        return step<N, BITS, T, FQ_FLOOR_PRODUCTS>;
-    case FQ_FLOOR_WEIGHTS | FQ_FLOOR_SCALES:
-        return step<N, BITS, T, FQ_FLOOR_WEIGHTS | FQ_FLOOR_SCALES>;
+template <int BITS, class T, bool ALL> static auto choose_rows(int rows) {
+    switch (rows) {
+    case 8:
+        return step<8, BITS, T, ALL>;
+    case 16:
+        return step<16, BITS, T, ALL>;
+    case 32:
+        return step<32, BITS, T, ALL>;
     default:
-        return step<N, BITS, T, FQ_FLOOR_PRODUCTS | FQ_FLOOR_WEIGHTS | FQ_FLOOR_SCALES>;
+        return step<64, BITS, T, ALL>;
     }
 }
 
-template <int BITS, class T> static auto choose_rows(const fq_floor &floor) {
-    switch (floor.rows) {
-    case 8:
-        return choose_parts<8, BITS, T>(floor.parts);
-    case 16:
-        return choose_parts<16, BITS, T>(floor.parts);
-    case 32:
-        return choose_parts<32, BITS, T>(floor.parts);
-    default:
-        return choose_parts<64, BITS, T>(floor.parts);
-    }
+template <int BITS, class T> static auto choose_parts(const fq_floor &floor) {
+    return floor.products_only ? choose_rows<BITS, T, false>(floor.rows)
+                               : choose_rows<BITS, T, true>(floor.rows);
 }
 
 template <class T> static auto choose_bits(const fq_floor &floor) {
-    return floor.bits == 8   ? choose_rows<8, T>(floor)
-           : floor.bits == 4 ? choose_rows<4, T>(floor)
-                             : choose_rows<3, T>(floor);
+    return floor.bits == 8   ? choose_parts<8, T>(floor)
+           : floor.bits == 4 ? choose_parts<4, T>(floor)
+                             : choose_parts<3, T>(floor);
 }
 
 int fq_floor_measure(const fq_floor *floor, double *cycles, const char **error) {

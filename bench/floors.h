@@ -10,18 +10,11 @@
 extern "C" {
 #endif
 
-/* Of what a tile of a strip takes, in any combination. */
-enum fq_floor_part {
-    FQ_FLOOR_PRODUCTS = 1, /* rows of X from shared memory, and the tensor cores */
-    FQ_FLOOR_WEIGHTS = 2,  /* codes from shared memory, dequantized */
-    FQ_FLOOR_SCALES = 4    /* scales from shared memory, and what was summed times them */
-};
-
 struct fq_floor {
-    int bits;  /* 8, 4 or 3, symmetric, a scale a row and tile */
-    int bf16;  /* activations and scales are bf16, else fp16 */
-    int rows;  /* of X: 8, 16, 32 or 64 */
-    int parts; /* enum fq_floor_part */
+    int bits;          /* 8, 4 or 3, symmetric, a scale a row and tile */
+    int bf16;          /* activations and scales are bf16, else fp16 */
+    int rows;          /* of X: 8, 16, 32 or 64 */
+    int products_only; /* of fragments that stay as they are: no codes, no scales */
 };
 
 /* Cycles for one tile, 64 rows of W by 64 of K, by three warpgroups at once on one multiprocessor:

@@ -59,8 +59,12 @@ template <int N_, int BITS_, parting PARTING_> struct decode_shape {
     static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
     static constexpr bool MOVES_REGISTERS = N > 8;
     static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32 + 32 * ROW_WARPS);
-    static constexpr int PRODUCER_REGISTERS = IN_ORDER ? 40 : N <= 16 ? 80 : N <= 32 ? 56 : 32;
-    static constexpr int REGISTERS = 65536 / THREADS / 8 * 8 * (THREADS / 128); /* of all 128ths */
+    /* Of all warpgroups' threads of the same number; the producers' part as measured. */
+    static constexpr int REGISTERS = 65536 / THREADS / 8 * 8 * (THREADS / 128);
+    static constexpr int PRODUCER_REGISTERS = IN_ORDER               ? 40
+                                              : N <= 16              ? 80
+                                              : N <= 32 && BITS != 8 ? 56
+                                                                     : 32;
     static constexpr int CONSUMER_REGISTERS = (REGISTERS - PRODUCER_REGISTERS) / GROUPS;
     static_assert(!MOVES_REGISTERS || CONSUMER_REGISTERS % 8 == 0);
     static constexpr int SHARED = 226 << 10;              /* bytes, at most: a multiprocessor's */
