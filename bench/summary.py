@@ -2,12 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums up a table of finequant-bench kernel --backend cuda against what it is meant to reach.
 
-    summary.py TABLE.csv
+    summary.py TABLE.csv [FLOORS.csv]
 
 Prints Markdown.  For each matrix, bit width and dtype at group 64, at each m: time over the plain
 read's and, behind it, how many times as fast as cuBLAS.  Then every goal with its rows: how many
 reach it, and the row farthest from it.  Of several rows for one point the median counts.
+
+With a table of bench/floors, also what one more tile of K takes, without a launch's start and end:
+by 12288×49152 and 12288×12288, where each of 132 multiprocessors has three strips of 64 rows.
 """
+import csv
 import statistics
 import sys
 from collections import defaultdict
@@ -114,12 +118,36 @@ def print_matrices(table):
         print(f"| {n}×{k} int{bits} {dtype} | " + " | ".join(cells) + " |")
 
 
+STRIPS, DEEP, SHALLOW, MHZ = 3, 49152, 12288, 1980  # MHZ: the most that an H200 runs at
+
+
+def print_floors(table, path):
+    with open(path, newline="", encoding="utf-8") as file:
+        floors = {(int(row["bits"]), row["dtype"], int(row["rows"])): float(row["all"])
+                  for row in csv.DictReader(line for line in file if not line.startswith("#"))}
+    print(f"\nNanoseconds for a tile of a strip; the arithmetic alone at {MHZ} MHz.\n")
+    print("| | M | time | plain read | arithmetic | over the larger |\n|---|---|---|---|---|---|")
+    tiles = STRIPS * (DEEP - SHALLOW) // 64 // 2  # of a CTA, which has half of K
+    for (bits, dtype, rows), cycles in sorted(floors.items()):
+        m = 1 if rows == 8 else rows
+        deep, shallow = (table.get((bits, "64", "0", dtype, SHALLOW, k, m))
+                         for k in (DEEP, SHALLOW))
+        if not deep or not shallow:
+            continue
+        time, read = ((deep[name] - shallow[name]) * 1e3 / tiles for name in ("us", "read_us"))
+        floor = cycles / MHZ * 1e3
+        print(f"| int{bits} {dtype} | {m} | {time:.1f} | {read:.1f} | {floor:.1f} | "
+              f"{time / max(read, floor):.2f} |")
+
+
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     table = read_table(sys.argv[1])
     print_matrices(table)
     print_goals(table)
+    if len(sys.argv) == 3:
+        print_floors(table, sys.argv[2])
 
 
 if __name__ == "__main__":
