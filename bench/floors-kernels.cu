@@ -9,16 +9,19 @@
 #define RING    4 /* tiles of codes that a warpgroup goes round */
 #define ROUNDS  2000
 
-/* Bytes of shared memory: X, two tiles; each warpgroup's codes; scales. */
-#define X_BYTES     (2 * 64 * 144)
-#define CODES_BYTES (RING * FQ_CUDA_TILE_BYTES(8))
-#define SHARED      (1024 + X_BYTES + GROUPS * CODES_BYTES + FQ_CUDA_SCALE_BYTES)
+/* Bytes of shared memory: X, up to 16 rows of two tiles, or a tile of up to 64 rows; each
+ * warpgroup's codes; scales. */
+#define X_PITCH      (2 * 128 + 16) /* of rows, as in hopper-decode-cta.cuh */
+#define X_BYTES      (64 * 128)
+#define CODES_BYTES  (RING * FQ_CUDA_TILE_BYTES(8))
+#define SCALES_BYTES (RING * FQ_CUDA_SCALE_BYTES)
+#define SHARED       (1024 + X_BYTES + GROUPS * CODES_BYTES + SCALES_BYTES)
 
 template <int N, int BITS, class T, bool ALL>
 __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink, int rounds) {
 #ifdef FQ_HOPPER_CODE
     constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS;
-    constexpr int PITCH = 2 * 128 + 16; /* of X's rows, as in hopper-decode-cta.cuh */
+    static_assert(FQ_CUDA_DIRECT_ROWS * X_PITCH <= X_BYTES);
     extern __shared__ uint8_t shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     const uint32_t x = (smem_address(shared) + 1023) / 1024 * 1024;
@@ -29,7 +32,7 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
     uint32_t a[2][FQ_CUDA_STEPS][4];
     int64_t start;
 
-    for (uint32_t i = threadIdx.x * 16; i < SHARED - 1024 - 16; i += THREADS * 16)
+    for (uint32_t i = threadIdx.x * 16; i < SHARED - 1024; i += THREADS * 16)
         sts_128(x + i, make_uint4(0x10325476u * (i + 1), 0x3c003c00u, i, 0x2c002c00u));
     for (int t = 0; t < 2; t++) {
         for (int j = 0; j < N / 2; j++)
@@ -56,7 +59,7 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
 #pragma unroll
                 for (int j = 0; j < N / 8; j++) {
                     if (s % 2 == 0)
-                        ldmatrix_x4(two[j], x + (j * 8 + lane % 8) * PITCH + lane / 8 * 16 +
+                        ldmatrix_x4(two[j], x + (j * 8 + lane % 8) * X_PITCH + lane / 8 * 16 +
                                                 t * 128 + s * 32);
                     float(&part)[4] = reinterpret_cast<float(&)[4]>(parts[t][4 * j]);
 
@@ -82,7 +85,8 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
         if (!DIRECT)
             settle(parts[t]);
         if (ALL) {
-            const float2 scale = unpack_scales(lds_32(scales + tile * 32 % 64), !T::is_f16);
+            const float2 scale =
+                unpack_scales(lds_32(scales + tile * FQ_CUDA_SCALE_BYTES), !T::is_f16);
 
 #pragma unroll
             for (int j = 0; j < N / 2; j++)
@@ -169,9 +173,13 @@ int fq_floor_measure(const fq_floor *floor, double *cycles, const char **error) 
         status = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
     for (int i = 0; i < 2 && status == cudaSuccess; i++) { /* the first one warms up */
-        kernel<<<1, THREADS, SHARED>>>(counted, sink, ROUNDS);
-        status = cudaDeviceSynchronize();
+        *counted = 0;
+        status = launch(kernel, dim3(1), THREADS, SHARED, nullptr, counted, sink, ROUNDS);
+        if (status == cudaSuccess)
+            status = cudaDeviceSynchronize();
     }
+    if (status == cudaSuccess && *counted == 0) /* the kernel is empty: no code for sm_90a */
+        status = cudaErrorNoKernelImageForDevice;
     if (status == cudaSuccess)
         *cycles = (double)*counted / (2.0 * ROUNDS * GROUPS);
     *error = cudaGetErrorString(status);

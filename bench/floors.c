@@ -2,7 +2,7 @@
 /*
  * Prints what the arithmetic of Hopper's decode kernels takes by itself, as CSV: cycles that a
  * multiprocessor needs for a tile of a strip of W, 64 by 64, of the tensor cores' products alone
- * and of all (floors.h).  A kernel cannot be faster than the last column at the GPU's clock.
+ * and of all (floors.h), in the order that the kernels have them in.
  *
  *     floors
  */

@@ -18,7 +18,7 @@ struct fq_floor {
 };
 
 /* Cycles for one tile, 64 rows of W by 64 of K, by three warpgroups at once on one multiprocessor:
- * their time over the tiles of all.  Returns 0, or a CUDA error's number, whose name is *error. */
+ * their time over the tiles of all.  Returns 0, or a CUDA error's number, whose text is *error. */
 int fq_floor_measure(const struct fq_floor *floor, double *cycles, const char **error);
 
 #ifdef __cplusplus

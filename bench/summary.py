@@ -9,7 +9,7 @@ read's and, behind it, how many times as fast as cuBLAS.  Then every goal with i
 reach it, and the row farthest from it.  Of several rows for one point the median counts.
 
 With a table of bench/floors, also what one more tile of K takes, without a launch's start and end:
-by 12288×49152 and 12288×12288, where each of 132 multiprocessors has three strips of 64 rows.
+by 12288×49152 and 12288×12288, where most of 132 multiprocessors have three strips of 64 rows.
 """
 import csv
 import statistics

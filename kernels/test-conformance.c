@@ -115,7 +115,7 @@ static void draw_epilogue(struct shape *shape) {
 
 static void draw(struct shape *shape, const struct fq_device_info *info) {
     static const int64_t ns[] = {1, 5, 64, 130, 200}, ks[] = {1, 15, 16, 100, 256, 300, 1000};
-    static const int64_t ms[] = {1, 2, 3, 4, 7, 8, 16, 33, 64, 65, 129};
+    static const int64_t ms[] = {1, 2, 3, 4, 5, 6, 7, 8, 16, 33, 64, 65, 129};
     static const enum fq_dtype types[] = {FQ_F16, FQ_BF16, FQ_F32};
     static const enum fq_dtype bias_types[] = {0, FQ_F16, FQ_BF16, FQ_F32};
     static const int64_t gaps[] = {0, 1, 8, 37};
@@ -215,24 +215,23 @@ static void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
  * worker parts K among its warps, with groups of which few fit a part. */
 static void stays_within_the_bounds_on_two_strips_a_worker(void **context) {
     static const int64_t ms[] = {5, 13, 20, 40, 64};
-    static const int64_t ks[] = {60, 500, 1000, 2000}, ns[] = {8400, 4200, 5000};
+    static const int64_t ks[] = {60, 100, 500, 1600, 1984}, ns[] = {8400, 4200, 5000};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 
     for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 2; i++) {
-        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
-                              .scale_type = scale_types[i / 2 % 2],
-                              .group = PICK(all_groups),
-                              .zeros = i % 4 == 3};
-        const int64_t group = shape.group;
+        const int64_t group = i % 7 ? PICK(all_groups) : 80;
+        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)], .group = group};
 
+        shape.scale_type = PICK(scale_types);
+        shape.zeros = random_below(2);
         draw(&shape, &info);
         shape.m = ms[i / COUNT(all_bits) % COUNT(ms)];
         shape.n = ns[i / COUNT(all_bits) % COUNT(ns)];
         shape.k = ks[i % COUNT(ks)];
         shape.group = group && group < shape.k ? group : shape.k;
         if (shape.gate_group)
-            shape.gate_group = i % 2 ? shape.group : 16;
+            shape.gate_group = i % 2 ? shape.group : 48;
         shape.kind = FQ_MEMORY_DEVICE;
         shape.row_pointers = false;
         check_shape(backend, &shape);
@@ -280,7 +279,7 @@ static void check_rows(struct instance *instance, const struct shape *shape,
 }
 
 static void check_invariance(struct fq_backend *backend, const struct shape *shape) {
-    static const int64_t counts[] = {1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 48, 63, 64};
+    static const int64_t counts[] = {1, 2, 3, 4, 5, 6, 8, 9, 16, 17, 33, 48, 63, 64};
     int64_t order[FQ_DECODE_ROWS];
     struct instance instance;
     struct plane all, some;
@@ -335,16 +334,17 @@ static void rows_do_not_depend_on_their_company(void **context) {
     }
     /* two strips a worker of a GPU, which are parted in one way up to 32 rows and in another beyond
      */
-    for (size_t i = 0; info.device_memory && i < COUNT(all_bits) * 2; i++) {
+    for (size_t i = 0; info.device_memory && i < COUNT(all_bits) * 3; i++) {
+        static const int64_t groups[] = {64, 48, 256, 128};
         struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
                               .zeros = i % 4 == 3,
-                              .group = i % 2 ? 64 : 16 << i % 4,
+                              .group = groups[i % COUNT(groups)],
                               .scale_type = scale_types[i / 2 % 2]};
         const int64_t group = shape.group;
 
         draw(&shape, &info);
         shape.m = FQ_DECODE_ROWS;
-        shape.n = i / COUNT(all_bits) ? 5000 : 4300;
+        shape.n = i / COUNT(all_bits) % 2 ? 5000 : 4300;
         shape.k = i % 2 ? 1000 : 1600;
         shape.group = group;
         shape.gate_group = 0;

@@ -164,15 +164,20 @@ static int groups_in(const struct fq_cuda_matrix *w, int tiles) {
 /* Parts a CTA's tiles in thirds, of a run of so many strips, where they are to be: shares.h. */
 static void share_tiles(struct fq_cuda_launch *launch, int run) {
     const struct fq_cuda_matrix *w = &launch->w, *gate = launch->gate.codes ? &launch->gate : NULL;
+    const int most = fq_cuda_decode_most_tiles(w->tiles);
     int64_t steps = whole_groups(w, 2 * FQ_CUDA_STEPS); /* an even number of tiles */
+    int third;
 
     launch->third = launch->third_groups = launch->gate_third_groups = 0;
     if (gate)
         steps = whole_groups(gate, steps);
     if (run > (gate || w->bits == 8 ? 1 : FQ_CUDA_THIRDS_STRIPS) ||
-        steps > (int64_t)w->tiles * FQ_CUDA_STEPS) /* one third would have all */
+        steps > (int64_t)most * FQ_CUDA_STEPS)
         return;
-    launch->third = fq_cuda_decode_third(w->tiles, (int)steps / FQ_CUDA_STEPS);
+    third = fq_cuda_decode_third(w->tiles, (int)steps / FQ_CUDA_STEPS);
+    if (third * run >= most) /* of groups so large, a warpgroup to each strip does as well */
+        return;
+    launch->third = third;
     launch->third_groups = groups_in(w, launch->third);
     if (gate)
         launch->gate_third_groups = groups_in(gate, launch->third);

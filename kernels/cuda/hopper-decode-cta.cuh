@@ -47,7 +47,8 @@ template <int N_, int BITS_, parting PARTING_> struct decode_shape {
     static constexpr parting PARTING = PARTING_;
     static constexpr bool IN_ORDER = PARTING == parting::in_order;
     static constexpr bool DIRECT = N <= FQ_CUDA_DIRECT_ROWS; /* X from its rows, mma.sync */
-    /* Consumer warpgroups; so few that they have registers for the sums of a third, too. */
+    /* Consumer warpgroups: three; where thirds are summed in order, two, which then have registers
+     * for the sums of the thirds before, too. */
     static constexpr int GROUPS = IN_ORDER ? FQ_CUDA_THIRDS_STRIPS : FQ_CUDA_DECODE_GROUPS;
     static constexpr int SLOTS =
         N <= FQ_CUDA_SLOTS_ROWS ? FQ_CUDA_DECODE_SLOTS : 1; /* strips of each */
@@ -59,7 +60,7 @@ template <int N_, int BITS_, parting PARTING_> struct decode_shape {
     static constexpr int ROW_WARPS = N <= 8 ? 1 : 2;
     static constexpr bool MOVES_REGISTERS = N > 8;
     static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32 + 32 * ROW_WARPS);
-    /* Of all warpgroups' threads of the same number; the producers' part as measured. */
+    /* One thread of each warpgroup, summed; the producers' part as measured. */
     static constexpr int REGISTERS = 65536 / THREADS / 8 * 8 * (THREADS / 128);
     static constexpr int PRODUCER_REGISTERS = IN_ORDER               ? 40
                                               : N <= 16              ? 80

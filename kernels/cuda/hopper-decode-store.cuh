@@ -57,7 +57,7 @@ template <class S, class T> class decode_storer {
         }
     };
 
-    /* How many warpgroups have a strip in slot 0: behind join_sums() it has one each. */
+    /* How many warpgroups have a strip in slot 0, behind join_sums(). */
     __device__ __forceinline__ int holders(const block_place &block) const {
         return cta.parted() ? block.strips : block.first;
     }
@@ -79,6 +79,7 @@ template <class S, class T> class decode_storer {
      */
     __device__ __forceinline__ void join_sums(strip_sums (&sums)[S::SLOTS],
                                               const block_place &block) const {
+        static_assert(S::GROUPS == FQ_CUDA_THIRDS && S::SLOTS <= 2, "the order of the thirds");
         const int group = cta.thread / 128;
         /* of the s-th strip, where `from` leaves its sums */
         const auto place = [&](int s, int from, int quad) {
@@ -195,8 +196,9 @@ template <class S, class T> class decode_storer {
     /* The sums of the cluster's i-th block, by all consumers. */
     __device__ __forceinline__ void store(strip_sums (&sums)[S::SLOTS], const block_place &block,
                                           int i) const {
-        if (cta.parted())
-            join_sums(sums, block);
+        if constexpr (S::PARTING == parting::any)
+            if (cta.parted())
+                join_sums(sums, block);
         if (!keeps()) {
             if (i > 0)
                 mbarrier_wait(cta.taken, (i - 1) & 1);

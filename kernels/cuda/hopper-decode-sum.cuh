@@ -405,7 +405,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
             loaded(at[0], stage, 0).dequantize(a[0]);
         while (of + 2 <= tiles) {
             const uint32_t x_here = uniform(x + stage / 16 + of * (S::X_TILE / 16));
-            const uint32_t here = cta.empty_of(w.place);
+            const uint32_t empty = cta.empty_of(w.place);
             const bool ends = of + 2 == tiles;  /* the stage */
             strip_sums parts[WIDE ? SLOTS : 2]; /* two, or SLOTS, alive at a time */
             uint32_t scale[ITEMS][SEGMENTS] = {};
@@ -461,7 +461,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                 if (last) {
                     wgmma_wait<0>();
                     if (ends)
-                        release(here);
+                        release(empty);
                     add(ITEMS * SEGMENTS - 1);
                 }
             }

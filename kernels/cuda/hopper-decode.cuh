@@ -14,10 +14,10 @@
  * A CTA has three consumer warpgroups of up to two strips each, `first` strips in slot 0 and the
  * others in slot 1; of a gated pair, slot 0 is the gate and slot 1 the same rows of W.  From 33
  * rows of X on, whose sums leave registers for one slot, a block has strips of a pair's gate, and
- * the next one those of W.  Where a cluster has one strip (or pair), or two, all three warpgroups
- * have each: a third of the CTA's tiles to each, whose stages come in turn; then a warpgroup for
- * each strip adds the thirds.  Beyond 32 rows such a strip is one warpgroup's, too, of two, which
- * sums it third by third.
+ * the next one those of W.  Where a cluster has one strip (or pair), or of int4 and int3 two, all
+ * three warpgroups have each, if the ring has room for it: a third of the CTA's tiles to each
+ * (sliced K), whose stages come in turn; then a warpgroup for each strip adds the thirds.  Beyond
+ * 32 rows such a strip is one warpgroup's, too, of two, which sums it third by third.
  *
  * W is the register operand of the tensor cores, rows of X are columns of theirs.  Sums of a group,
  * or of up to two tiles of it, are scaled in fp32.  mma.sync and wgmma of any width sum a column
@@ -119,6 +119,9 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
                   S::stages_of(S::stage_bytes(2, S::SLOTS, 2 * FQ_CUDA_STEPS, true),
                                S::fixed_bytes(S::SLOTS, false)) >= S::ENOUGH_IN_TURNS);
     static_assert(S::MOST_STAGES % S::GROUPS == 0);
+    /* a warpgroup keeps a stage until its next one is there */
+    static_assert(S::stages_of(S::stage_bytes(2, S::GROUPS * S::SLOTS, 2 * FQ_CUDA_STEPS, true),
+                               S::fixed_bytes(S::GROUPS * S::SLOTS, S::SLOTS == 1)) >= 2);
     /* Long stages are few copies, each of which costs the producer some 100 cycles, and few waits
      * of the consumers. */
     for (args.stage_tiles = parted ? S::MOST_IN_TURNS : S::MOST_TILES;; args.stage_tiles -= 2) {
@@ -148,14 +151,29 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
         fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT, stream, args, x);
 }
 
+/* Whether there is room for the thirds of a launch's matrices: stages of four tiles for 17 to 32
+ * rows of X, which want most.  With stages of two, thirds take longer than one warpgroup alone
+ * (NOTES.md).  The same for every m. */
+template <class S> static bool has_room_for_thirds(const fq_cuda_launch &args) {
+    const bool gated = args.gate.codes != nullptr;
+    const bool zeros = args.w.zeros || (gated && args.gate.zeros);
+    const int strips = args.block_strips * (gated ? 2 : 1);
+    const int bytes =
+        S::stage_bytes(S::MOST_IN_TURNS, strips, slots_within(args, S::MOST_IN_TURNS, 2), zeros);
+
+    return S::stages_of(bytes, S::fixed_bytes(strips, false)) >= S::ENOUGH_IN_TURNS;
+}
+
 /* For launches of up to ROWS rows.  Beyond 32, each way of parting has a kernel of its own. */
 template <int ROWS, int BITS> using decode_rows = decode_shape<ROWS, BITS, parting::any>;
 template <int BITS> using decode_whole = decode_shape<64, BITS, parting::whole>;
 template <int BITS> using decode_thirds = decode_shape<64, BITS, parting::in_order>;
 
 template <int BITS, class T>
-static cudaError_t queue_decode_by_rows(const fq_cuda_launch &args, const CUtensorMap &x,
+static cudaError_t queue_decode_by_rows(fq_cuda_launch args, const CUtensorMap &x,
                                         cudaStream_t stream) {
+    if (!has_room_for_thirds<decode_rows<32, BITS>>(args))
+        args.third = 0;
     if (args.m <= 8)
         return queue_decode<decode_rows<8, BITS>, T>(args, x, stream);
     if (args.m <= 16)

@@ -5,8 +5,8 @@
  * row of Y.  Compiled for sm_90a only; for other architectures the kernels are empty, and
  * the host does not choose them.
  *
- * A CTA has producers and warpgroups of consumers, each with strips of 64 rows of W of
- * its own.  Producers fill stages by bulk copies: codes, scales and zero points of every
+ * A CTA has producers and warpgroups of consumers, which have strips of 64 rows of W, or
+ * runs of K of them.  Producers fill stages by bulk copies: codes, scales and zero points of every
  * strip, and X.  Each stage has two mbarriers: `full` (the copies are there) and `empty`
  * (every consumer warp is done with it).
  */
@@ -203,8 +203,8 @@ template <int BITS, int MOST> struct strip_copies {
     __device__ __forceinline__ uint32_t groups_of(int tiles) const {
         return groups.slot(tiles * FQ_CUDA_STEPS - 1) + 1;
     }
-    __device__ __forceinline__ uint32_t scale_bytes(uint32_t here) const {
-        return count * here * (FQ_CUDA_SCALE_BYTES + (zeros ? FQ_CUDA_ZERO_BYTES : 0));
+    __device__ __forceinline__ uint32_t scale_bytes(uint32_t held) const {
+        return count * held * (FQ_CUDA_SCALE_BYTES + (zeros ? FQ_CUDA_ZERO_BYTES : 0));
     }
 
     /* stage: bytes from the first stage to this one.  Addresses are added up: of base + (stride <<
@@ -213,16 +213,16 @@ template <int BITS, int MOST> struct strip_copies {
         put(to_codes + stage, pitch, codes, codes_stride, tiles * FQ_CUDA_TILE_BYTES(BITS),
             barrier);
     }
-    __device__ __forceinline__ void put_scales(uint32_t stage, uint32_t here,
+    __device__ __forceinline__ void put_scales(uint32_t stage, uint32_t held,
                                                uint32_t barrier) const {
         put(to_scales + stage, slots * FQ_CUDA_SCALE_BYTES, scales, scales_stride,
-            here * FQ_CUDA_SCALE_BYTES, barrier);
+            held * FQ_CUDA_SCALE_BYTES, barrier);
         if (zeros) {
             const uint8_t *from = zeros;
 
             for (int i = 0; i < count; i++, from += zeros_stride)
                 bulk_copy(to_zeros + stage + i * slots * FQ_CUDA_ZERO_BYTES, from,
-                          here * FQ_CUDA_ZERO_BYTES, barrier);
+                          held * FQ_CUDA_ZERO_BYTES, barrier);
         }
     }
 

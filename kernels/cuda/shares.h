@@ -45,8 +45,8 @@
 /*
  * Where a cluster has so few strips, in all, all consumer warpgroups have each of them, and a third
  * of the CTA's tiles: with a warpgroup to each strip, one at least would have nothing to do.  Two
- * strips of int8, or of a pair, would leave the ring too few stages.  Thirds, like strips, do not
- * depend on m.
+ * strips of int8, or of a pair, would leave the ring too few stages, and so do many scales and zero
+ * points (has_room_for_thirds()).  Thirds, like strips, do not depend on m.
  */
 #define FQ_CUDA_THIRDS_STRIPS 2
 #define FQ_CUDA_THIRDS        FQ_CUDA_DECODE_GROUPS
@@ -65,13 +65,17 @@ static FQ_HOST_DEVICE int fq_cuda_decode_tile(int tiles, int part) {
     return tile < tiles ? tile : tiles;
 }
 
+/* Tiles of the CTA that has most of them, an even number. */
+static inline int fq_cuda_decode_most_tiles(int tiles) {
+    return (tiles + 1) / 2 * 2 - fq_cuda_decode_tile(tiles, FQ_CUDA_DECODE_SPLIT - 1);
+}
+
 /*
  * How many tiles a third of a CTA's has, the last ones perhaps fewer, or none: as many for both
  * CTAs, and a multiple of `unit`, so that each third starts at the same place of a group.
  */
 static inline int fq_cuda_decode_third(int tiles, int unit) {
-    const int all = (tiles + 1) / 2 * 2 - fq_cuda_decode_tile(tiles, FQ_CUDA_DECODE_SPLIT - 1);
-    const int third = (all + FQ_CUDA_THIRDS - 1) / FQ_CUDA_THIRDS;
+    const int third = (fq_cuda_decode_most_tiles(tiles) + FQ_CUDA_THIRDS - 1) / FQ_CUDA_THIRDS;
 
     return (third + unit - 1) / unit * unit;
 }
