@@ -152,8 +152,8 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
 }
 
 /* Whether there is room for the thirds of a launch's matrices: stages of four tiles for 17 to 32
- * rows of X, which want most.  With stages of two, thirds took longer than a warpgroup to each strip
- * where both were measured (NOTES.md).  The same for every m. */
+ * rows of X, which want most.  With stages of two, thirds took longer than a warpgroup to each
+ * strip where both were measured (NOTES.md).  The same for every m. */
 template <class S> static bool has_room_for_thirds(const fq_cuda_launch &args) {
     const bool gated = args.gate.codes != nullptr;
     const bool zeros = args.w.zeros || (gated && args.gate.zeros);
