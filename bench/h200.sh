@@ -1,13 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Measures what bench/results/kernels-h200.csv, model-h200.csv, counters-h200.csv and floors-h200.csv
-# hold, in a folder that tests/gpu/stage.sh filled, on a machine with one H200:
+# Measures what bench/results/kernels-h200.csv, clocks-h200.csv, model-h200.csv, counters-h200.csv and
+# floors-h200.csv hold, in a folder that tests/gpu/stage.sh filled, on a machine with one H200:
 #
 #     h200.sh PART OUTPUT_FOLDER
 #
 # A part is decode, prefill, groups, curve, chain, model, counters or floors and takes about a minute;
-# each writes files of its own.  "h200.sh join OUTPUT_FOLDER" then makes the first two tables of them.
+# each writes files of its own.  "h200.sh join OUTPUT_FOLDER" then makes the first three tables of them.
 # CUBLAS names the library where the loader does not find it.  counters wants ncu.
 set -eu
 if [ $# -ne 2 ]; then
@@ -40,7 +40,7 @@ bench() {
 kernel() {
     name=$1
     shift
-    bench "$name" kernel ${cublas:+"--cublas=$cublas"} "$@"
+    bench "$name" kernel ${cublas:+"--cublas=$cublas"} --clocks="$out/clocks.${name#*.}.csv" "$@"
 }
 
 # counters BITS DTYPE NxK M [GROUP ZERO]: Nsight Compute's counters of one launch, by name, as lines
@@ -130,7 +130,7 @@ floors)
     cat "$out/floors-h200.csv"
     ;;
 join)
-    for table in kernels model; do
+    for table in kernels clocks model; do
         grep -h '^#' "$out/$table".*.csv >"$out/$table-h200.csv.new"
         grep -hv '^#' "$out/$table".*.csv | awk '!/^[a-z]+,/ || !seen[$0]++' \
             >>"$out/$table-h200.csv.new"

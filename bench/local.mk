@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # On a GPU machine, see tests/gpu/stage.sh: what fills results/*-h200.csv.
 EXTRA_DIST += bench/cpu.sh bench/summary-cpu.py bench/goals.py bench/multiplier.c
-EXTRA_DIST += bench/floors.c bench/floors-kernels.cu bench/floors.h bench/results/floors-h200.csv
+EXTRA_DIST += bench/floors.c bench/floors-kernels.cu bench/floors.h bench/results/floors-h200.csv \
+	bench/results/clocks-h200.csv
 if HAVE_CUDA
 noinst_LTLIBRARIES += libfqfloors.la
 libfqfloors_la_SOURCES = bench/floors-kernels.cu bench/floors.h

@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums up a table of finequant-bench kernel --backend cuda against what it is meant to reach.
 
-    summary.py TABLE.csv [FLOORS.csv]
+    summary.py TABLE.csv [FLOORS.csv CLOCKS.csv]
 
 Prints Markdown.  For each matrix, bit width and dtype at group 64, at each m: time over the plain
 read's and, behind it, how many times as fast as cuBLAS.  Then every goal with its rows: how many
 reach it, and the row farthest from it.  Of several rows for one point the median counts.
 
-With a table of bench/floors, also what one more tile of K takes, without a launch's start and end:
-by 12288×49152 and 12288×12288, where most of 132 multiprocessors have three strips of 64 rows.
+With tables of bench/floors and of --clocks, also what one more tile of K takes, without a launch's
+start and end: by 12288×49152 and 12288×12288, where most of 132 multiprocessors have three strips
+of 64 rows; and what its arithmetic alone would take at the clock that 12288×49152 ran at.
 """
 import csv
 import statistics
@@ -118,15 +119,22 @@ def print_matrices(table):
         print(f"| {n}×{k} int{bits} {dtype} | " + " | ".join(cells) + " |")
 
 
-STRIPS, DEEP, SHALLOW, MHZ = 3, 49152, 12288, 1980  # MHZ: the most that an H200 runs at
+STRIPS, DEEP, SHALLOW = 3, 49152, 12288
 
 
-def print_floors(table, path):
+def rows_of(path):
     with open(path, newline="", encoding="utf-8") as file:
-        floors = {(int(row["bits"]), row["dtype"], int(row["rows"])): float(row["all"])
-                  for row in csv.DictReader(line for line in file if not line.startswith("#"))}
-    print(f"\nNanoseconds for a tile of a strip; the arithmetic alone at {MHZ} MHz.\n")
-    print("| | M | time | plain read | arithmetic | over the larger |\n|---|---|---|---|---|---|")
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def print_floors(table, floors_path, clocks_path):
+    floors = {(int(row["bits"]), row["dtype"], int(row["rows"])): float(row["all"])
+              for row in rows_of(floors_path)}
+    clocks = {(int(row["bits"]), row["group"], row["zero"], row["dtype"],
+               int(row["n"]), int(row["k"]), int(row["m"])): float(row["mhz"])
+              for row in rows_of(clocks_path)}
+    print("\nNanoseconds for a tile of a strip; the arithmetic alone at the clock of the replays.\n")
+    print("| | M | MHz | time | plain read | arithmetic | over the larger |\n" + "|---" * 7 + "|")
     tiles = STRIPS * (DEEP - SHALLOW) // 64 // 2  # of a CTA, which has half of K
     for (bits, dtype, rows), cycles in sorted(floors.items()):
         m = 1 if rows == 8 else rows
@@ -135,19 +143,20 @@ def print_floors(table, path):
         if not deep or not shallow:
             continue
         time, read = ((deep[name] - shallow[name]) * 1e3 / tiles for name in ("us", "read_us"))
-        floor = cycles / MHZ * 1e3
-        print(f"| int{bits} {dtype} | {m} | {time:.1f} | {read:.1f} | {floor:.1f} | "
+        mhz = clocks[bits, "64", "0", dtype, SHALLOW, DEEP, m]
+        floor = cycles / mhz * 1e3
+        print(f"| int{bits} {dtype} | {m} | {mhz:.0f} | {time:.1f} | {read:.1f} | {floor:.1f} | "
               f"{time / max(read, floor):.2f} |")
 
 
 def main():
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 4):
         sys.exit(__doc__)
     table = read_table(sys.argv[1])
     print_matrices(table)
     print_goals(table)
-    if len(sys.argv) == 3:
-        print_floors(table, sys.argv[2])
+    if len(sys.argv) == 4:
+        print_floors(table, sys.argv[2], sys.argv[3])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The kernels of finequant-bench itself: the plain read, and filling with values. */
+/* The kernels of finequant-bench itself: the plain read, filling with values, and clocks. */
 #include "bench-cuda.h"
 
 #include "cuda/launch.cuh"
@@ -65,6 +65,21 @@ static __global__ void fill(T *to, int64_t rows, int64_t columns, enum fq_dtype 
         store(to + i, scale * fq_synthetic_value(seed, i / columns, i % columns, dtype));
 }
 
+/* Large blocks, as many as multiprocessors: the hardware gives each one.  (A multiprocessor without
+ * one would only be left out of the median.) */
+static __global__ void __launch_bounds__(1024, 1) stamp(struct bench_stamp *stamps) {
+    unsigned processor;
+    struct bench_stamp now;
+
+    if (threadIdx.x > 0)
+        return;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(processor));
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(now.cycles));
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now.ns));
+    if (processor < BENCH_STAMPS)
+        stamps[processor] = now;
+}
+
 /* Multiprocessors of the current device, times `each`. */
 static cudaError_t blocks_of_device(int each, unsigned *blocks) {
     int device, processors = 0;
@@ -84,6 +99,13 @@ cudaError_t bench_cuda_read(const void *from, uint64_t bytes, unsigned *sink, cu
         return error;
     return launch(read_all, dim3(blocks), THREADS, 0, stream, (const uint4 *)from,
                   (int64_t)(bytes / sizeof(uint4)), sink);
+}
+
+cudaError_t bench_cuda_stamp(struct bench_stamp *stamps, cudaStream_t stream) {
+    unsigned blocks;
+    cudaError_t error = blocks_of_device(1, &blocks);
+
+    return error == cudaSuccess ? launch(stamp, dim3(blocks), 1024, 0, stream, stamps) : error;
 }
 
 cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dtype dtype,

@@ -9,6 +9,8 @@
 
 #include "bench.h"
 
+#include <string.h>
+
 #define GRAPH_US  1500.0 /* a replay's least length: a thousand times what its two events cost */
 #define CALLS_MAX 4096
 
@@ -105,20 +107,52 @@ void bench_contender_fini(struct bench_contender *contender) {
 
 /* ---- Replaying ------------------------------------------------------------------------------ */
 
-/* Events of one replay. */
+/* Of one replay: events, and what the multiprocessors' clocks say before and after them. */
 struct span {
     cudaEvent_t start, end;
+    struct bench_stamp *before, *after; /* or NULL */
 };
 
 static int replay(struct bench_contender *contender, int turn, const struct span *span,
                   cudaStream_t stream, struct fq_error *err) {
     cudaGraphExec_t graph = contender->graphs[turn % contender->graph_count];
-    int status = bench_cuda_check(cudaEventRecord(span->start, stream), "record an event", err);
+    int status = 0;
 
+    if (span->before)
+        status =
+            bench_cuda_check(bench_cuda_stamp(span->before, stream), "read the GPU's clocks", err);
+    if (status == 0)
+        status = bench_cuda_check(cudaEventRecord(span->start, stream), "record an event", err);
     if (status == 0)
         status = bench_cuda_check(cudaGraphLaunch(graph, stream), "launch a graph", err);
     if (status == 0)
         status = bench_cuda_check(cudaEventRecord(span->end, stream), "record an event", err);
+    if (status == 0 && span->after)
+        status =
+            bench_cuda_check(bench_cuda_stamp(span->after, stream), "read the GPU's clocks", err);
+    return status;
+}
+
+/* Over the multiprocessors that were stamped before and after a replay, and over the replays. */
+static int median_mhz(const struct span *spans, int stride, double *mhz, struct fq_error *err) {
+    struct bench_samples samples = {0};
+    int status = 0;
+
+    for (int turn = 0; turn < BENCH_REPLAYS; turn++) {
+        const struct span *span = &spans[turn * stride];
+
+        for (int i = 0; i < BENCH_STAMPS && status == 0; i++) {
+            const struct bench_stamp *before = &span->before[i], *after = &span->after[i];
+
+            if (before->ns && after->ns)
+                status = bench_samples_add(&samples,
+                                           (double)(after->cycles - before->cycles) * 1e3 /
+                                               (double)(after->ns - before->ns),
+                                           err);
+        }
+    }
+    *mhz = bench_samples_at(&samples, 0.5);
+    bench_samples_fini(&samples);
     return status;
 }
 
@@ -142,11 +176,24 @@ static int median_us(const struct span *spans, int stride, int calls, double *us
 }
 
 int bench_contenders_time(struct bench_contender *contenders, int count, cudaStream_t stream,
-                          double *us, struct fq_error *err) {
+                          double *us, double *mhz, struct fq_error *err) {
     struct span spans[BENCH_REPLAYS * BENCH_CONTENDERS_MAX] = {{NULL}};
+    struct bench_stamp *stamps = NULL;
     int span_count = BENCH_REPLAYS * count, status = 0;
+    size_t bytes = 2 * (size_t)span_count * BENCH_STAMPS * sizeof *stamps;
 
+    if (mhz) { /* in host memory, where the GPU writes them */
+        status = bench_cuda_check(cudaMallocHost((void **)&stamps, bytes),
+                                  "allocate page-locked memory for clocks", err);
+        if (status)
+            return status;
+        memset(stamps, 0, bytes);
+    }
     for (int i = 0; i < span_count && status == 0; i++) {
+        if (mhz) {
+            spans[i].before = stamps + 2 * i * BENCH_STAMPS;
+            spans[i].after = spans[i].before + BENCH_STAMPS;
+        }
         status = bench_cuda_check(cudaEventCreate(&spans[i].start), "create an event", err);
         if (status == 0)
             status = bench_cuda_check(cudaEventCreate(&spans[i].end), "create an event", err);
@@ -162,12 +209,16 @@ int bench_contenders_time(struct bench_contender *contenders, int count, cudaStr
             bench_cuda_check(cudaStreamSynchronize(stream), "finish what the GPU was given", err);
     for (int i = 0; i < count && status == 0; i++)
         status = median_us(&spans[i], count, contenders[i].calls, &us[i], err);
+    for (int i = 0; i < count && status == 0 && mhz; i++)
+        status = median_mhz(&spans[i], count, &mhz[i], err);
     for (int i = 0; i < span_count; i++) {
         if (spans[i].start)
             (void)cudaEventDestroy(spans[i].start);
         if (spans[i].end)
             (void)cudaEventDestroy(spans[i].end);
     }
+    if (stamps)
+        (void)cudaFreeHost(stamps);
     return status;
 }
 

@@ -31,6 +31,14 @@ cudaError_t bench_cuda_read(const void *from, uint64_t bytes, unsigned *sink, cu
 cudaError_t bench_cuda_fill(void *to, int64_t rows, int64_t columns, enum fq_dtype dtype,
                             uint64_t seed, float scale, cudaStream_t stream);
 
+/* Cycles and nanoseconds that a multiprocessor has counted, each from a start of its own. */
+struct bench_stamp {
+    int64_t cycles, ns;
+};
+#define BENCH_STAMPS 256 /* of a device, by the number of the multiprocessor */
+/* Stamps of the multiprocessors that ran one of its blocks; the others stay as they are. */
+cudaError_t bench_cuda_stamp(struct bench_stamp *stamps, cudaStream_t stream);
+
 /* ---- Graphs (bench-cuda.c) ----------------------------------------------------------------- */
 
 #define BENCH_REPLAYS        9
@@ -52,9 +60,10 @@ struct bench_contender {
 int bench_contender_capture(struct bench_contender *contender, cudaStream_t stream,
                             struct fq_error *err);
 /* Replays the graphs of all in turns, BENCH_REPLAYS times; us[i] is the median time of one call of
- * contenders[i]. */
+ * contenders[i], and mhz[i], unless mhz is NULL, the median clock of its replays' multiprocessors.
+ */
 int bench_contenders_time(struct bench_contender *contenders, int count, cudaStream_t stream,
-                          double *us, struct fq_error *err);
+                          double *us, double *mhz, struct fq_error *err);
 void bench_contender_fini(struct bench_contender *contender);
 
 /* A contender's context: the plain read. */

@@ -29,7 +29,7 @@
 /* What lives through the whole table. */
 struct bench {
     const struct bench_kernel_table *table;
-    FILE *csv; /* or NULL */
+    FILE *csv, *clocks; /* or NULL */
     struct fq_backend *backend;
     struct fq_stream *stream;
     cudaStream_t native;         /* borrowed from stream */
@@ -49,7 +49,8 @@ struct operands {
     struct fq_memory *dense;    /* [dense_count][dense_n][k], NULL without cuBLAS */
     struct fq_memory *dense_y;  /* [m_max][dense_n] */
     int dense_count;
-    double cublas_us[BENCH_LIST_MAX]; /* by the index of m; 0: not measured yet */
+    /* by the index of m; 0: not measured yet */
+    double cublas_us[BENCH_LIST_MAX], cublas_mhz[BENCH_LIST_MAX];
 };
 
 /* One quantized matrix of that shape. */
@@ -146,23 +147,39 @@ static void print_heading(const struct bench *bench, const char *cublas) {
     print_formula(bench->table);
     printf("%4s %7s %4s %5s %6s %6s %6s %10s %10s %5s %10s %6s %9s\n", "bits", "group", "zero",
            "dtype", "n", "k", "m", "us", "read_us", "read", "cublas_us", "cublas", "error");
-    if (!bench->csv)
-        return;
-    fprintf(bench->csv, "# %s, %s: ", device.name, cublas);
-    bench_print_command(bench->csv);
-    fputs("\nbits,group,zero,dtype,n,k,m,us,read_us,cublas_us,err\n", bench->csv);
+    for (int i = 0; i < 2; i++) {
+        FILE *out = i == 0 ? bench->csv : bench->clocks;
+
+        if (!out)
+            continue;
+        fprintf(out, "# %s, %s: ", device.name, cublas);
+        bench_print_command(out);
+        fprintf(out, "\nbits,group,zero,dtype,n,k,m,%s\n",
+                i == 0 ? "us,read_us,cublas_us,err" : "mhz,read_mhz,cublas_mhz");
+    }
 }
 
-static void print_row(FILE *csv, const struct subject *subject, enum fq_dtype dtype, int64_t m,
-                      const double *us, double error) {
+/* Of a CSV file: what is measured, and `count` numbers. */
+static void print_fields(FILE *csv, const struct fq_matrix *matrix, const char *group,
+                         enum fq_dtype dtype, int64_t m, const double *values, int count) {
+    fprintf(csv, "%d,%s,%d,%s,%lld,%lld,%lld", matrix->bits, group, matrix->zeros != NULL,
+            fq_dtype_name((int)dtype), (long long)matrix->n, (long long)matrix->k, (long long)m);
+    for (int i = 0; i < count; i++)
+        bench_print_field(csv, values[i]);
+    fputc('\n', csv);
+    fflush(csv); /* a run that is cut off keeps its rows */
+}
+
+static void print_row(const struct bench *bench, const struct subject *subject, enum fq_dtype dtype,
+                      int64_t m, const double *us, const double *mhz, double error) {
     const struct fq_matrix *matrix = &subject->kind.shape;
-    const char *type = fq_dtype_name((int)dtype);
+    const double row[] = {us[0], us[1], us[2], error};
     char group[24] = "channel";
 
     if (matrix->group != matrix->k)
         snprintf(group, sizeof group, "%lld", (long long)matrix->group);
     printf("%4d %7s %4s %5s %6lld %6lld %6lld", matrix->bits, group, matrix->zeros ? "yes" : "no",
-           type, (long long)matrix->n, (long long)matrix->k, (long long)m);
+           fq_dtype_name((int)dtype), (long long)matrix->n, (long long)matrix->k, (long long)m);
     bench_print_cell(stdout, 10, 2, us[0]);
     bench_print_cell(stdout, 10, 2, us[1]);
     bench_print_cell(stdout, 5, 2, us[1] / us[0]);
@@ -170,15 +187,10 @@ static void print_row(FILE *csv, const struct subject *subject, enum fq_dtype dt
     bench_print_cell(stdout, 6, 2, us[2] / us[0]);
     printf(" %9.1e\n", error);
     fflush(stdout);
-    if (!csv)
-        return;
-    fprintf(csv, "%d,%s,%d,%s,%lld,%lld,%lld", matrix->bits, group, matrix->zeros != NULL, type,
-            (long long)matrix->n, (long long)matrix->k, (long long)m);
-    for (int i = 0; i < 3; i++)
-        bench_print_field(csv, us[i]);
-    bench_print_field(csv, error);
-    fputc('\n', csv);
-    fflush(csv); /* a run that is cut off keeps its rows */
+    if (bench->csv)
+        print_fields(bench->csv, matrix, group, dtype, m, row, 4);
+    if (bench->clocks)
+        print_fields(bench->clocks, matrix, group, dtype, m, mhz, 3);
 }
 
 /* The bytes that one product must move: weights, X, Y, residual and biases once. */
@@ -225,7 +237,8 @@ static int measure(struct bench *bench, struct operands *operands, const struct 
         {.queue = bench_reader_queue, .context = &reader},
         {.queue = queue_cublas, .context = &call, .rotation = operands->dense_count},
     };
-    double *known = &operands->cublas_us[m_index], us[3] = {NAN, NAN, NAN}, error;
+    double *known = &operands->cublas_us[m_index], *known_mhz = &operands->cublas_mhz[m_index];
+    double us[3] = {NAN, NAN, NAN}, mhz[3] = {NAN, NAN, NAN}, error;
     int count = bench->cublas && *known == 0 ? 3 : 2;
     int status = make_reader(bench, bytes_to_move(operands, subject, m), &reader, err);
 
@@ -239,14 +252,18 @@ static int measure(struct bench *bench, struct operands *operands, const struct 
                                                   (size_t)(m * operands->n) * 2, bench->native),
                                   "clear Y", err);
     if (status == 0)
-        status = bench_contenders_time(contenders, count, bench->native, us, err);
+        status = bench_contenders_time(contenders, count, bench->native, us,
+                                       bench->clocks ? mhz : NULL, err);
     if (status == 0)
         status = bench_check_error(subject->check, operands->y, m, &error, err);
     if (status == 0) {
-        if (count == 3)
+        if (count == 3) {
             *known = us[2];
+            *known_mhz = mhz[2];
+        }
         us[2] = *known == 0 ? NAN : *known;
-        print_row(bench->csv, subject, operands->dtype, m, us, error);
+        mhz[2] = *known == 0 ? NAN : *known_mhz;
+        print_row(bench, subject, operands->dtype, m, us, mhz, error);
     }
     for (int i = 0; i < count; i++)
         bench_contender_fini(&contenders[i]);
@@ -454,8 +471,9 @@ static int check_dtypes(const struct bench_kernel_table *table, struct fq_error 
     return 0;
 }
 
-int bench_kernel_cuda(const struct bench_kernel_table *table, FILE *csv, struct fq_error *err) {
-    struct bench bench = {.table = table, .csv = csv};
+int bench_kernel_cuda(const struct bench_kernel_table *table, FILE *csv, FILE *clocks,
+                      struct fq_error *err) {
+    struct bench bench = {.table = table, .csv = csv, .clocks = clocks};
     int status = check_dtypes(table, err);
 
     if (status == 0)

@@ -80,6 +80,8 @@ static const struct bench_option options[] = {
     {"cublas", "FILE", "cuBLAS, if it is not where the loader looks", "file names",
      bench_parse_text, &table.cublas},
     {"csv", "FILE", "write the table as CSV as well", "file names", bench_parse_text, &table.csv},
+    {"clocks", "FILE", "write the GPU's clocks as CSV, too; cuda only", "file names",
+     bench_parse_text, &table.clocks},
     {NULL},
 };
 
@@ -536,11 +538,13 @@ static int measure_table(FILE *csv, struct fq_error *err) {
     return status;
 }
 
-static int check_epilogue(struct fq_error *err) {
+/* What the cuda backend alone is measured with. */
+static int check_backend(struct fq_error *err) {
     const char *asked = table.gate                               ? "gate"
                         : table.bias                             ? "bias"
                         : table.residual                         ? "residual"
                         : table.activation != FQ_ACTIVATION_NONE ? "activation"
+                        : table.clocks                           ? "clocks"
                                                                  : NULL;
 
     if (asked && strcmp(table.backend, "cuda") != 0)
@@ -550,8 +554,8 @@ static int check_epilogue(struct fq_error *err) {
 }
 
 static int run(struct fq_error *err) {
-    FILE *csv = NULL;
-    int status = check_epilogue(err);
+    FILE *csv = NULL, *clocks = NULL;
+    int status = check_backend(err);
 
     if (status)
         return status;
@@ -559,12 +563,16 @@ static int run(struct fq_error *err) {
         table.shapes = (struct bench_shapes){1, {{table.n, table.k}}};
     if (table.csv && !(csv = fopen(table.csv, "we")))
         return fq_fail_errno(err, "--csv: '%s'", table.csv);
+    if (table.clocks && !(clocks = fopen(table.clocks, "we")))
+        status = fq_fail_errno(err, "--clocks: '%s'", table.clocks);
 #ifdef HAVE_CUDA
-    if (strcmp(table.backend, "cuda") == 0)
-        status = bench_kernel_cuda(&table, csv, err);
-    else
+    else if (strcmp(table.backend, "cuda") == 0)
+        status = bench_kernel_cuda(&table, csv, clocks, err);
 #endif
+    else
         status = measure_table(csv, err);
+    if (clocks && fclose(clocks) != 0 && status == 0)
+        status = fq_fail_errno(err, "--clocks: '%s'", table.clocks);
     if (csv && fclose(csv) != 0 && status == 0)
         status = fq_fail_errno(err, "--csv: '%s'", table.csv);
     return status;

@@ -12,6 +12,7 @@
 struct bench_kernel_table {
     const char *backend;
     const char *csv;    /* file, or NULL */
+    const char *clocks; /* the same; cuda only */
     const char *cublas; /* library, or NULL: where the loader finds it; cuda only */
     struct bench_shapes shapes;
     struct bench_list bits, groups, zeros, dtypes, rows;
@@ -23,9 +24,10 @@ struct bench_kernel_table {
     double seconds; /* host backends only */
 };
 
-/* Measures the table on the cuda backend; rows also go to csv unless that is NULL.  Only in builds
- * with CUDA. */
-int bench_kernel_cuda(const struct bench_kernel_table *table, FILE *csv, struct fq_error *err);
+/* Measures the table on the cuda backend; rows also go to csv, and clocks to `clocks`, unless those
+ * are NULL.  Only in builds with CUDA. */
+int bench_kernel_cuda(const struct bench_kernel_table *table, FILE *csv, FILE *clocks,
+                      struct fq_error *err);
 
 /* How many copies of `bytes` are used in turn, so that no call finds its own in a cache. */
 int bench_kernel_copies(uint64_t bytes);

@@ -404,7 +404,7 @@ static int time_graphs(struct bench_step *step, double *us, double *read_us, str
                                                   fq_memory_bytes(step->model->y), stream),
                                   "clear Y", err);
     if (status == 0)
-        status = bench_contenders_time(contenders, 2, stream, times, err);
+        status = bench_contenders_time(contenders, 2, stream, times, NULL, err);
     bench_contender_fini(&contenders[0]);
     bench_contender_fini(&contenders[1]);
     if (status == 0) {

@@ -50,6 +50,7 @@ refused 13 "--gate is measured on the cuda backend, not on 'cpu'" kernel --gate=
 refused 13 "--bias is measured on the cuda backend" kernel --backend=reference --bias=yes
 refused 13 "--residual is measured on the cuda backend" kernel --residual=yes
 refused 13 "--activation is measured on the cuda backend" kernel --activation=silu
+refused 13 "--clocks is measured on the cuda backend" kernel --clocks=/nowhere/clocks.csv
 refused 2 "--cublas is ''" kernel --cublas=
 refused 3 "no backend 'tpu'" kernel --backend=tpu
 refused 3 "group size is 128" kernel --group=128 --k=100

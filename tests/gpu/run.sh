@@ -46,7 +46,9 @@ check ipc bin/test-ipc
 # The bench: every kind of matrix, and layers of a model, with errors of what its graphs wrote.
 check bench-kernel bin/finequant-bench kernel --backend=cuda --shape=300x336,512x1024 --bits=8,4,3 \
     --group=32,64,channel --zero=no,yes --dtype=f16,bf16 --m=1,17,64,70,300 --rotate-mib=8 \
-    --csv="$logs/bench.csv"
+    --csv="$logs/bench.csv" --clocks="$logs/clocks.csv"
+check bench-kernel-clocks awk -F, '/^[0-9]/ { rows++; bad += !($8 > 100 && $8 < 4000 && $9 > 100) }
+    END { print rows " rows, " bad " out of range"; exit rows != 360 || bad }' "$logs/clocks.csv"
 check bench-kernel-errors awk -F, '/^[0-9]/ { rows++; bad += !($NF < ($4 == "bf16" ? 5e-3 : 1e-3)) }
     END { print rows " rows, " bad " wrong"; exit rows != 360 || bad }' "$logs/bench.csv"
 check bench-gated bin/finequant-bench kernel --backend=cuda --n=512 --k=1024 \
