@@ -67,7 +67,7 @@ static void problem_init(struct problem *problem, struct fq_backend *backend,
     problem->w = allocate((size_t)(shape->n * shape->k) * sizeof *problem->w);
     for (int64_t n = 0; n < shape->n; n++) {
         for (int64_t g = 0; g < groups; g++) {
-            double scale = (0.3 + fabs(random_unit())) / (double)(1 << (shape->bits - 1));
+            double scale = ldexp(0.3 + fabs(random_unit()), shape->scale_log2 - (shape->bits - 1));
 
             if (shape->outliers && random_below(20) == 0)
                 scale *= 16;
@@ -228,7 +228,8 @@ void instance_init(struct instance *instance, struct fq_backend *backend,
         problem_init(&instance->gate, backend, gate_shape(shape, &gate));
     plane_init(&instance->x, backend, shape->kind, shape->type, shape->m, shape->k, shape->x_gap,
                shape->x_aligned);
-    plane_fill(&instance->x, 2 / sqrt((double)shape->k + 16), shape->outliers);
+    plane_fill(&instance->x, ldexp(2 / sqrt((double)shape->k + 16), -shape->scale_log2),
+               shape->outliers);
     if (shape->bias_type)
         vector_init(instance, &instance->bias);
     if (shape->bias_type && shape->gate_group && shape->gate_bias)
@@ -456,11 +457,13 @@ void shape_print(uint64_t seed, const struct shape *shape) {
     static const char *const residuals[] = {"none", "apart", "in place"};
 
     print_error("seed %" PRIu64 ": n %" PRId64 " k %" PRId64 " m %" PRId64 " bits %d group %" PRId64
-                " scales %s zeros %d type %s bias %s activation %s outliers %d row pointers %d "
+                " scales %s times 2^%d zeros %d type %s bias %s activation %s outliers %d "
+                "row pointers %d "
                 "gaps %" PRId64 " %" PRId64 " X aligned %d memory %d gate group %" PRId64
                 " scales %s zeros %d bias %d residual %s\n",
                 seed, shape->n, shape->k, shape->m, shape->bits, shape->group,
-                fq_dtype_name(shape->scale_type), shape->zeros, fq_dtype_name(shape->type),
+                fq_dtype_name(shape->scale_type), shape->scale_log2, shape->zeros,
+                fq_dtype_name(shape->type),
                 shape->bias_type ? fq_dtype_name(shape->bias_type) : "none",
                 fq_activation_name(shape->activation), shape->outliers, shape->row_pointers,
                 shape->x_gap, shape->y_gap, shape->x_aligned, shape->kind, shape->gate_group,

@@ -24,6 +24,7 @@ struct shape {
     enum fq_dtype scale_type, type;
     enum fq_dtype bias_type; /* 0: no bias */
     bool zeros, outliers, row_pointers;
+    int scale_log2;       /* scales are so many powers of two larger, and X smaller */
     int64_t x_gap, y_gap; /* elements that the strides are larger than needed */
     bool x_aligned;       /* X's rows begin on 16 bytes */
     enum fq_activation activation;

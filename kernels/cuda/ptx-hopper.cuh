@@ -76,6 +76,19 @@ static __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t 
                  : "memory");
 }
 
+/* Whether it is over. */
+static __device__ __forceinline__ bool mbarrier_is_over(uint32_t barrier, uint32_t parity) {
+    uint32_t over;
+
+    asm volatile("{\n.reg .pred done;\n"
+                 "mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, done;\n}"
+                 : "=r"(over)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return over;
+}
+
 /* ---- Copies by the copy engine -------------------------------------------------------------- */
 
 /* `bytes`, a multiple of 16, from global memory; their arrival counts at the barrier. */
