@@ -268,9 +268,12 @@ static bool is_mappable(const struct fq_cuda_launch *launch) {
            aligned(launch->y) && launch->y_stride % 8 == 0;
 }
 
-/* Hopper's prefill rounds each weight to X's type.  Of few terms the errors do not average out, and
- * bf16's can add up to more than the bound: below so many, kernels that scale sums take over. */
-#define EXACT_K 512
+/* Hopper's prefill rounds each weight to X's type.  Of few terms the errors do not average out: in
+ * bf16 they can add up to more than the bound, and in fp16 what a bias leaves of a sum can be less
+ * than its errors allow.  Below so many terms, kernels that scale sums take over. */
+static int exact_below(int type) {
+    return type == FQ_BF16 ? 512 : FQ_CUDA_TILE;
+}
 
 /*
  * Widths of a block, in rows of X, and about what it takes, in 40 ns as measured at 4096 x 4096 and
@@ -381,7 +384,7 @@ static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *lau
 
     if (cuda->hopper && launch->m <= FQ_DECODE_ROWS)
         return launch_hopper_decode(stream, launch, err);
-    if (cuda->hopper && !(launch->type == FQ_BF16 && w->k < EXACT_K))
+    if (cuda->hopper && w->k >= exact_below(launch->type))
         return launch_hopper_prefill(stream, launch, err);
     if (launch->m > FQ_DECODE_ROWS) {
         launch->splits = fq_cuda_prefill_splits(n, launch->m, w->tiles, cuda->processors);
