@@ -63,8 +63,8 @@ static __device__ __forceinline__ int scale_exponent(const fq_cuda_matrix &w) {
 }
 
 /* How a matrix's scales are to be read, and what they and the sums are multiplied by. */
-template <class T> struct scale_kind {
-    bool bf16, folded; /* scales are bf16; and make bf16_weights */
+template <bool FOLDS> struct scale_kind {
+    bool bf16, folded; /* scales are bf16; and make bf16_weights, where the kernel FOLDS */
     float factor, back;
     uint32_t folded_factor; /* in place of factor, in bf16, twice */
 
@@ -73,7 +73,7 @@ template <class T> struct scale_kind {
         const int e = scale_exponent(w);
         const int folded_e = min(e + 117, 127); /* the largest scale at 2^120, or lower */
 
-        folded = !T::is_f16 && bf16 && !w.zeros && folded_e > 5; /* so that `back` is a number */
+        folded = FOLDS && bf16 && !w.zeros && folded_e > 5; /* so that `back` is a number */
         factor = power_of_two(e);
         back = folded ? power_of_two(133 - folded_e) : power_of_two(-e);
         folded_factor = ((uint32_t)(127 + folded_e) << 7) * 0x10001u;
@@ -86,6 +86,8 @@ template <class T> struct scale_kind {
 };
 
 template <class S, class T> class prefiller {
+    /* Blocks of 128 rows of X take 6 us more with it, one launch alone, for a reason not found. */
+    static constexpr bool FOLDS = !T::is_f16 && S::N > 128;
     const fq_cuda_launch &launch;
     const uint32_t ring, out, full, empty; /* in shared memory */
     const int stage_bytes, zeros_at;
@@ -192,7 +194,7 @@ template <class S, class T> class prefiller {
     template <bool ZEROS>
     __device__ __forceinline__ void load_terms(group_terms &terms, const lane_place &at,
                                                uint32_t stage, int slot,
-                                               const scale_kind<T> &kind) const {
+                                               const scale_kind<FOLDS> &kind) const {
         const float2 scale =
             unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), kind.bf16);
 
@@ -210,9 +212,9 @@ template <class S, class T> class prefiller {
      */
     template <int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void dequantize(fragments &a, const lane_place &at, uint32_t stage,
-                                               const scale_kind<T> &kind,
+                                               const scale_kind<FOLDS> &kind,
                                                const group_phase &groups) const {
-        if (!T::is_f16 && !ZEROS && kind.folded)
+        if (FOLDS && !ZEROS && kind.folded)
             dequantize_folded<SEGMENTS>(a, at, stage, kind, groups);
         else if (T::is_f16 || kind.bf16)
             dequantize_by<SEGMENTS, ZEROS, 1>(a, at, stage, kind, groups);
@@ -222,7 +224,7 @@ template <class S, class T> class prefiller {
 
     template <int SEGMENTS>
     __device__ __forceinline__ void dequantize_folded(fragments &a, const lane_place &at,
-                                                      uint32_t stage, const scale_kind<T> &kind,
+                                                      uint32_t stage, const scale_kind<FOLDS> &kind,
                                                       const group_phase &groups) const {
         const lane_codes<S::BITS> codes = load_codes<S::BITS>(at.codes + stage);
         bf16_weights<S::BITS> weights;
@@ -241,7 +243,7 @@ template <class S, class T> class prefiller {
 
     template <int SEGMENTS, bool ZEROS, int SCALE_PARTS>
     __device__ __forceinline__ void dequantize_by(fragments &a, const lane_place &at,
-                                                  uint32_t stage, const scale_kind<T> &kind,
+                                                  uint32_t stage, const scale_kind<FOLDS> &kind,
                                                   const group_phase &groups) const {
         const lane_codes<S::BITS> codes = load_codes<S::BITS>(at.codes + stage);
         group_terms terms;
@@ -309,7 +311,7 @@ template <class S, class T> class prefiller {
     template <int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void
     sum_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment, const fq_cuda_matrix &w,
-              const scale_kind<T> &kind, place_in_ring &place) const {
+              const scale_kind<FOLDS> &kind, place_in_ring &place) const {
         group_phase groups(w, segment.begin);
         fragments a[2];
         const lane_place at(*this);
@@ -348,7 +350,8 @@ template <class S, class T> class prefiller {
     template <bool ZEROS>
     __device__ __forceinline__ void
     sum_any_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment,
-                  const fq_cuda_matrix &w, const scale_kind<T> &kind, place_in_ring &place) const {
+                  const fq_cuda_matrix &w, const scale_kind<FOLDS> &kind,
+                  place_in_ring &place) const {
         if (w.slots_log2 == 0)
             sum_tiles<1, ZEROS>(sums, segment, w, kind, place);
         else if (w.slots_log2 == 1)
@@ -360,7 +363,7 @@ template <class S, class T> class prefiller {
     __device__ __forceinline__ void sum_segment(float (&sums)[S::QUADS * 4],
                                                 const fq_cuda_segment &segment,
                                                 const fq_cuda_matrix &w, bool present,
-                                                const scale_kind<T> &kind,
+                                                const scale_kind<FOLDS> &kind,
                                                 place_in_ring &place) const {
         if (!present) {
             for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
@@ -564,7 +567,7 @@ template <class S, class T> class prefiller {
         fq_cuda_segment segment;
 
         /* of the matrix that all strips of this warpgroup are of */
-        const scale_kind<T> kind(launch.gate.codes && group == 0 ? launch.gate : launch.w);
+        const scale_kind<FOLDS> kind(launch.gate.codes && group == 0 ? launch.gate : launch.w);
 
         grid_wait();
         if (group == 1)
