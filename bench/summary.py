@@ -143,7 +143,9 @@ def print_floors(table, floors_path, clocks_path):
         if not deep or not shallow:
             continue
         time, read = ((deep[name] - shallow[name]) * 1e3 / tiles for name in ("us", "read_us"))
-        mhz = clocks[bits, "64", "0", dtype, SHALLOW, DEEP, m]
+        mhz = clocks.get((bits, "64", "0", dtype, SHALLOW, DEEP, m))
+        if not mhz:
+            continue
         floor = cycles / mhz * 1e3
         print(f"| int{bits} {dtype} | {m} | {mhz:.0f} | {time:.1f} | {read:.1f} | {floor:.1f} | "
               f"{time / max(read, floor):.2f} |")

@@ -2,8 +2,8 @@
 /*
  * Timing on a GPU.  What is compared runs as replays of CUDA graphs in turns on
  * one stream, all queued before the first is waited for: no launch of the host is
- * in any time, and all see the same clocks.  Graphs of one contender go on where
- * the last one ended, so that the replays together go round all its copies.
+ * in any time, and what the GPU does over time meets all alike.  Graphs of one contender go on
+ * where the last one ended, so that the replays together go round all its copies.
  */
 #include "bench-cuda.h"
 

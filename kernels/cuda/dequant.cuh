@@ -3,7 +3,7 @@
  * From packed codes to mma fragments, in registers.  A fragment holds code −
  * zero, an integer of at most eight bits and a sign and so exact in fp16 and bf16;
  * the scale is applied afterwards: in fp32 to the sums of a group (decode, sm_80), or to
- * the fragment (prefill on Hopper; in bf16 both at once, bf16_weights).
+ * the fragment (prefill on Hopper).
  *
  * An integer c becomes a float without a conversion by putting it into the low
  * mantissa bits of a power of two: 0x6400 | c is 1024 + c in fp16 (ten mantissa
@@ -138,34 +138,27 @@ static __device__ __forceinline__ zero_terms<BITS, T> make_zeros(uint32_t low, u
     }
 }
 
-/* Pair `index` (0 to 15) of a lane's 32 codes of int3, masked, under MAGIC.  It stands 3 · form
- * bits up, at one of IN_PLACE places that the mantissa has room for. */
-template <int IN_PLACE, uint32_t MAGIC>
-static __device__ __forceinline__ uint32_t int3_field(const lane_codes<3> &c, int index,
-                                                      int &form) {
+/* Pair `index` (0 to 15) of a lane's 32 codes of int3, as code − zero. */
+template <class T>
+static __device__ __forceinline__ uint32_t int3_pair(const lane_codes<3> &c, int index,
+                                                     const uint32_t (&zero)[T::is_f16 ? 3 : 2]) {
+    constexpr uint32_t magic = T::is_f16 ? 0x64006400u : 0x43004300u;
+    constexpr int in_place = T::is_f16 ? 3 : 2; /* fields that the mantissa has room for */
+    constexpr uint32_t factors[3] = {T::is_f16 ? 0x3c003c00u : 0x3f803f80u, /* 1, 1/8, 1/64 */
+                                     T::is_f16 ? 0x30003000u : 0x3e003e00u, 0x24002400u};
+    int form = index % 5 % in_place;
     uint32_t field;
 
     if (index == 15) {
         form = 0;
-        field = lop3<0xea>(c.words[0] >> 15, 0x00010001u, MAGIC); /* and, or */
+        field = lop3<0xea>(c.words[0] >> 15, 0x00010001u, magic);
         field = lop3<0xea>(c.words[1] >> 14, 0x00020002u, field);
-        return lop3<0xea>(c.words[2] >> 13, 0x00040004u, field);
+        field = lop3<0xea>(c.words[2] >> 13, 0x00040004u, field);
+    } else {
+        uint32_t word = c.words[index / 5] >> (3 * (index % 5 / in_place * in_place));
+
+        field = lop3<0xea>(word, 0x00070007u << (3 * form), magic);
     }
-    form = index % 5 % IN_PLACE;
-    return lop3<0xea>(c.words[index / 5] >> (3 * (index % 5 / IN_PLACE * IN_PLACE)),
-                      0x00070007u << (3 * form), MAGIC);
-}
-
-/* The same, as code − zero. */
-template <class T>
-static __device__ __forceinline__ uint32_t int3_pair(const lane_codes<3> &c, int index,
-                                                     const uint32_t (&zero)[T::is_f16 ? 3 : 2]) {
-    constexpr uint32_t factors[3] = {T::is_f16 ? 0x3c003c00u : 0x3f803f80u, /* 1, 1/8, 1/64 */
-                                     T::is_f16 ? 0x30003000u : 0x3e003e00u, 0x24002400u};
-    int form;
-    const uint32_t field = int3_field < T::is_f16 ? 3 : 2,
-                   T::is_f16 ? 0x64006400u : 0x43004300u > (c, index, form);
-
     return T::fma(field, factors[form], zero[form]);
 }
 
@@ -302,63 +295,6 @@ template <class T> struct scale_pair {
             return T::mul(pair, value);
         else
             return T::fma(pair, value, T::mul(pair, rest));
-    }
-};
-
-/*
- * Weights of a symmetric matrix in bf16, scale and all, by one instruction for a pair beside the
- * mask.  The low eight bits of a half are a number of bf16, code · 2^-133: seven of them a
- * subnormal one's, and with the eighth, the exponent's lowest, numbers go on evenly.  So a field is
- * masked where it stands, and becomes field · (scale · 2^-shift) - 2^(BITS-1) · scale, rounded
- * once.
- */
-template <int BITS> class bf16_weights {
-    static constexpr int FORMS = BITS == 3 ? 2 : 1; /* places that a row's fields stand at */
-    uint32_t by[2][FORMS], offset[2];               /* of rows g and g+8, twice each */
-
-    /* 2^e, twice. */
-    static constexpr __device__ uint32_t power(int e) {
-        return ((uint32_t)(127 + e) << 7) * 0x10001u;
-    }
-
-  public:
-    bf16_weights() = default;
-    /* scales: as they lie in memory; factor: a power of two in bf16, twice.  Weights are factor ·
-     * 2^-133 times what they stand for. */
-    __device__ __forceinline__ bf16_weights(uint32_t scales, uint32_t factor) {
-        const uint32_t both = bf16::mul(scales, factor);
-
-#pragma unroll
-        for (int row = 0; row < 2; row++) {
-            const uint32_t scale = prmt(both, both, row ? 0x3232 : 0x1010);
-
-#pragma unroll
-            for (int form = 0; form < FORMS; form++) {
-                const int shift = BITS == 3 ? 3 * form : BITS == 4 ? 4 * row : 0;
-
-                by[row][form] = shift == 0 ? scale : bf16::mul(scale, power(-shift));
-            }
-            /* the zero point's bits, which are -2^(BITS-1) · 2^-133 */
-            offset[row] = bf16::mul(scale, (0x8000u | 1u << (BITS - 1)) * 0x10001u);
-        }
-    }
-    /* The A fragment of step 0 to 3, as fragment() has it. */
-    __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_codes<BITS> &c,
-                                             int step) const {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int row = i % 2;
-            int form = 0;
-            uint32_t field;
-
-            if constexpr (BITS == 8)
-                field = prmt(c.words[2 * step + i / 2], 0, row ? 0x4341 : 0x4240);
-            else if constexpr (BITS == 4)
-                field = (c.words[step] >> (i / 2 * 8)) & 0x000f000fu << (row * 4);
-            else
-                field = int3_field<FORMS, 0>(c, 4 * step + i, form);
-            a[i] = bf16::fma(field, by[row][form], offset[row]);
-        }
     }
 };
 

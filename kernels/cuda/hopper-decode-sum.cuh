@@ -367,8 +367,8 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                                               walk &w) const {
         strip_sums all; /* the thirds before, if it is third by third, which are so many */
         int thirds = 0;
-        /* Whether the next stage is there is asked when one begins: what waits asks too late not to
-         * be held up by the answer.  int3 of up to 8 rows is 2% slower with it. */
+        /* Whether the next stage is there is asked when one begins: asked only at the wait, the
+         * answer itself holds the warp up.  int3 of up to 8 rows is 2% slower with it. */
         constexpr bool ASKS = S::DIRECT && !(S::BITS == 3 && S::N == 8);
         bool there = false;
 

@@ -16,9 +16,8 @@
  * W is dequantized into wgmma's register operand, scale and all: sums of a group
  * cannot be kept apart here, for want of registers.  So that a weight does not
  * leave the range of fp16, all scales are multiplied by a power of two that brings
- * the largest near 8, and the sums by its inverse; in bf16 by one with which a code
- * needs no conversion (bf16_weights).  The next step's weights are dequantized while
- * the tensor cores are at this one's.
+ * the largest near 8, and the sums by its inverse.  The next step's weights are
+ * dequantized while the tensor cores are at this one's.
  *
  * A gated pair: warpgroup 0 has strips of the gate, warpgroup 1 the same of W.
  */
@@ -55,39 +54,18 @@ template <int N_, int BITS_> struct prefill_shape {
 
 #ifdef FQ_HOPPER_CODE
 
-/* e, where 2^e times the largest scale lies in [8, 16); 0 where there is none. */
-static __device__ __forceinline__ int scale_exponent(const fq_cuda_matrix &w) {
-    const uint32_t bits = __ldg(&w.meta->largest_scale);
+/* 2^e such that the largest scale times it lies in [8, 16); 1 where there is none. */
+static __device__ __forceinline__ float scale_factor(const fq_cuda_matrix &w) {
+    uint32_t bits = __ldg(&w.meta->largest_scale);
+    int exponent = (int)(bits >> 23) - 127;
 
-    return bits == 0 || bits >= 0x7f800000u ? 0 : 3 - max((int)(bits >> 23) - 127, -120);
+    if (bits == 0 || bits >= 0x7f800000u)
+        return 1.0f;
+    exponent = 3 - max(exponent, -120);
+    return __uint_as_float((uint32_t)(127 + exponent) << 23);
 }
 
-/* How a matrix's scales are to be read, and what they and the sums are multiplied by. */
-template <bool FOLDS> struct scale_kind {
-    bool bf16, folded; /* scales are bf16; and make bf16_weights, where the kernel FOLDS */
-    float factor, back;
-    uint32_t folded_factor; /* in place of factor, in bf16, twice */
-
-    __device__ __forceinline__ explicit scale_kind(const fq_cuda_matrix &w)
-        : bf16(w.scale_bf16 != 0) {
-        const int e = scale_exponent(w);
-        const int folded_e = min(e + 117, 127); /* the largest scale at 2^120, or lower */
-
-        folded = FOLDS && bf16 && !w.zeros && folded_e > 5; /* so that `back` is a number */
-        factor = power_of_two(e);
-        back = folded ? power_of_two(133 - folded_e) : power_of_two(-e);
-        folded_factor = ((uint32_t)(127 + folded_e) << 7) * 0x10001u;
-    }
-
-  private:
-    static __device__ __forceinline__ float power_of_two(int e) {
-        return __uint_as_float((uint32_t)(127 + e) << 23);
-    }
-};
-
 template <class S, class T> class prefiller {
-    /* Blocks of 128 rows of X take 6 us more with it, one launch alone, for a reason not found. */
-    static constexpr bool FOLDS = !T::is_f16 && S::N > 128;
     const fq_cuda_launch &launch;
     const uint32_t ring, out, full, empty; /* in shared memory */
     const int stage_bytes, zeros_at;
@@ -190,11 +168,17 @@ template <class S, class T> class prefiller {
         }
     };
 
+    /* How a matrix's scales are to be read, and by what to multiply them. */
+    struct scale_kind {
+        bool bf16;
+        float factor;
+    };
+
     /* stage: bytes from the first stage to this one. */
     template <bool ZEROS>
     __device__ __forceinline__ void load_terms(group_terms &terms, const lane_place &at,
                                                uint32_t stage, int slot,
-                                               const scale_kind<FOLDS> &kind) const {
+                                               const scale_kind &kind) const {
         const float2 scale =
             unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), kind.bf16);
 
@@ -212,38 +196,17 @@ template <class S, class T> class prefiller {
      */
     template <int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void dequantize(fragments &a, const lane_place &at, uint32_t stage,
-                                               const scale_kind<FOLDS> &kind,
+                                               const scale_kind &kind,
                                                const group_phase &groups) const {
-        if (FOLDS && !ZEROS && kind.folded)
-            dequantize_folded<SEGMENTS>(a, at, stage, kind, groups);
-        else if (T::is_f16 || kind.bf16)
+        if (T::is_f16 || kind.bf16)
             dequantize_by<SEGMENTS, ZEROS, 1>(a, at, stage, kind, groups);
         else
             dequantize_by<SEGMENTS, ZEROS, 2>(a, at, stage, kind, groups);
     }
 
-    template <int SEGMENTS>
-    __device__ __forceinline__ void dequantize_folded(fragments &a, const lane_place &at,
-                                                      uint32_t stage, const scale_kind<FOLDS> &kind,
-                                                      const group_phase &groups) const {
-        const lane_codes<S::BITS> codes = load_codes<S::BITS>(at.codes + stage);
-        bf16_weights<S::BITS> weights;
-
-#pragma unroll
-        for (int step = 0; step < FQ_CUDA_STEPS; step++) {
-            if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0) {
-                const int slot = SEGMENTS == 1 ? 0 : groups.slot(step);
-
-                weights = bf16_weights<S::BITS>(
-                    lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), kind.folded_factor);
-            }
-            weights.fragment(a[step], codes, step);
-        }
-    }
-
     template <int SEGMENTS, bool ZEROS, int SCALE_PARTS>
     __device__ __forceinline__ void dequantize_by(fragments &a, const lane_place &at,
-                                                  uint32_t stage, const scale_kind<FOLDS> &kind,
+                                                  uint32_t stage, const scale_kind &kind,
                                                   const group_phase &groups) const {
         const lane_codes<S::BITS> codes = load_codes<S::BITS>(at.codes + stage);
         group_terms terms;
@@ -311,10 +274,11 @@ template <class S, class T> class prefiller {
     template <int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void
     sum_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment, const fq_cuda_matrix &w,
-              const scale_kind<FOLDS> &kind, place_in_ring &place) const {
+              float factor, place_in_ring &place) const {
         group_phase groups(w, segment.begin);
         fragments a[2];
         const lane_place at(*this);
+        const scale_kind kind = {w.scale_bf16 != 0, factor};
         int left = segment.end - segment.begin;
         bool at_first = true;
 
@@ -350,20 +314,18 @@ template <class S, class T> class prefiller {
     template <bool ZEROS>
     __device__ __forceinline__ void
     sum_any_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment,
-                  const fq_cuda_matrix &w, const scale_kind<FOLDS> &kind,
-                  place_in_ring &place) const {
+                  const fq_cuda_matrix &w, float factor, place_in_ring &place) const {
         if (w.slots_log2 == 0)
-            sum_tiles<1, ZEROS>(sums, segment, w, kind, place);
+            sum_tiles<1, ZEROS>(sums, segment, w, factor, place);
         else if (w.slots_log2 == 1)
-            sum_tiles<2, ZEROS>(sums, segment, w, kind, place);
+            sum_tiles<2, ZEROS>(sums, segment, w, factor, place);
         else
-            sum_tiles<4, ZEROS>(sums, segment, w, kind, place);
+            sum_tiles<4, ZEROS>(sums, segment, w, factor, place);
     }
 
     __device__ __forceinline__ void sum_segment(float (&sums)[S::QUADS * 4],
                                                 const fq_cuda_segment &segment,
-                                                const fq_cuda_matrix &w, bool present,
-                                                const scale_kind<FOLDS> &kind,
+                                                const fq_cuda_matrix &w, bool present, float factor,
                                                 place_in_ring &place) const {
         if (!present) {
             for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
@@ -373,9 +335,9 @@ template <class S, class T> class prefiller {
                 release(place.stage);
             }
         } else if (w.zeros) {
-            sum_any_tiles<true>(sums, segment, w, kind, place);
+            sum_any_tiles<true>(sums, segment, w, factor, place);
         } else {
-            sum_any_tiles<false>(sums, segment, w, kind, place);
+            sum_any_tiles<false>(sums, segment, w, factor, place);
         }
     }
 
@@ -567,7 +529,7 @@ template <class S, class T> class prefiller {
         fq_cuda_segment segment;
 
         /* of the matrix that all strips of this warpgroup are of */
-        const scale_kind<FOLDS> kind(launch.gate.codes && group == 0 ? launch.gate : launch.w);
+        const float factor = scale_factor(launch.gate.codes && group == 0 ? launch.gate : launch.w);
 
         grid_wait();
         if (group == 1)
@@ -578,10 +540,10 @@ template <class S, class T> class prefiller {
             int strip, m0 = block_m0(segment.block);
             bool present = find_strip(segment.block, group, w, strip);
 
-            sum_segment(sums, segment, *w, present, kind, place);
+            sum_segment(sums, segment, *w, present, factor, place);
 #pragma unroll
             for (int i = 0; i < S::QUADS * 4; i++)
-                sums[i] *= kind.back;
+                sums[i] *= 1.0f / factor;
             const auto needed = [&](int q) { return m0 + q * 8 < launch.m; };
 
             if (segment.end < launch.shares.units) {
