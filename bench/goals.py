@@ -6,12 +6,13 @@ import sys
 HEADING = "\n| goal | bound | rows that reach it | farthest |\n|---|---|---|---|"
 
 
-def read_rows(path, backend, columns):
-    """The table's rows as dictionaries; ends the program where it lacks one of the columns."""
+def read_rows(path, of, columns):
+    """The rows, as dictionaries, of a table of what `of` names; ends the program where it lacks one
+    of the columns."""
     with open(path, encoding="utf-8") as table:
         rows = list(csv.DictReader(line for line in table if not line.startswith("#")))
     if not rows or not set(columns) <= set(rows[0]):
-        sys.exit(f"{sys.argv[0]}: {path} is no table of finequant-bench kernel --backend {backend}")
+        sys.exit(f"{sys.argv[0]}: {path} is no table of {of}")
     return rows
 
 

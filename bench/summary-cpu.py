@@ -21,7 +21,8 @@ def read_table(path):
     return [((int(row["bits"]), row["group"], row["zero"], row["dtype"],
               *(int(row[name]) for name in ("threads", "n", "k", "m"))),
              measured(row, ("us", "read_us", "sgemm_us")))
-            for row in read_rows(path, "cpu", ("bits", "threads", "sgemm_us", "read_us", "us"))]
+            for row in read_rows(path, "finequant-bench kernel --backend cpu",
+                                 ("bits", "threads", "sgemm_us", "read_us", "us"))]
 
 
 def of_read(row):

@@ -12,13 +12,13 @@ With tables of bench/floors and of --clocks, also what one more tile of K takes,
 start and end: by 12288×49152 and 12288×12288, where most of 132 multiprocessors have three strips
 of 64 rows; and what its arithmetic alone would take at the clock that 12288×49152 ran at.
 """
-import csv
 import statistics
 import sys
 from collections import defaultdict
 
 from goals import HEADING, matrix_name, measured, print_goal, read_rows
 
+KERNEL = "finequant-bench kernel --backend cuda"
 OPT_175B = {(12288, 12288), (49152, 12288), (12288, 49152)}
 MIB_64 = 64 << 20
 
@@ -27,7 +27,7 @@ def read_table(path):
     """{(bits, group, zero, dtype, n, k, m): {us, read_us, cublas_us, err}}"""
     columns = ("us", "read_us", "cublas_us", "err")
     found = defaultdict(lambda: defaultdict(list))
-    for row in read_rows(path, "cuda", ("bits", *columns)):
+    for row in read_rows(path, KERNEL, ("bits", *columns)):
         key = (int(row["bits"]), row["group"], row["zero"], row["dtype"],
                *(int(row[name]) for name in ("n", "k", "m")))
         for name, value in measured(row, columns).items():
@@ -122,17 +122,13 @@ def print_matrices(table):
 STRIPS, DEEP, SHALLOW = 3, 49152, 12288
 
 
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(line for line in file if not line.startswith("#")))
-
-
 def print_floors(table, floors_path, clocks_path):
     floors = {(int(row["bits"]), row["dtype"], int(row["rows"])): float(row["all"])
-              for row in rows_of(floors_path)}
-    clocks = {(int(row["bits"]), row["group"], row["zero"], row["dtype"],
-               int(row["n"]), int(row["k"]), int(row["m"])): float(row["mhz"])
-              for row in rows_of(clocks_path)}
+              for row in read_rows(floors_path, "bench/floors", ("bits", "dtype", "rows", "all"))}
+    clocks = defaultdict(list)
+    for row in read_rows(clocks_path, KERNEL + " --clocks", ("bits", "mhz")):
+        if (row["group"], row["zero"], row["n"], row["k"]) == ("64", "0", str(SHALLOW), str(DEEP)):
+            clocks[int(row["bits"]), row["dtype"], int(row["m"])].append(float(row["mhz"]))
     print("\nNanoseconds for a tile of a strip; the arithmetic alone at the clock of the replays.\n")
     print("| | M | MHz | time | plain read | arithmetic | over the larger |\n" + "|---" * 7 + "|")
     tiles = STRIPS * (DEEP - SHALLOW) // 64 // 2  # of a CTA, which has half of K
@@ -140,12 +136,10 @@ def print_floors(table, floors_path, clocks_path):
         m = 1 if rows == 8 else rows
         deep, shallow = (table.get((bits, "64", "0", dtype, SHALLOW, k, m))
                          for k in (DEEP, SHALLOW))
-        if not deep or not shallow:
+        if not deep or not shallow or (bits, dtype, m) not in clocks:
             continue
         time, read = ((deep[name] - shallow[name]) * 1e3 / tiles for name in ("us", "read_us"))
-        mhz = clocks.get((bits, "64", "0", dtype, SHALLOW, DEEP, m))
-        if not mhz:
-            continue
+        mhz = statistics.median(clocks[bits, dtype, m])
         floor = cycles / mhz * 1e3
         print(f"| int{bits} {dtype} | {m} | {mhz:.0f} | {time:.1f} | {read:.1f} | {floor:.1f} | "
               f"{time / max(read, floor):.2f} |")
