@@ -44,11 +44,12 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
     __syncthreads();
 
     const auto dequantize = [&](int t, int tile) {
+        using codes_of = dequantizer<BITS, T, decode_reading<T>(BITS, N)>;
         const lane_codes<BITS> c = load_codes<BITS>(codes + tile * FQ_CUDA_TILE_BYTES(BITS));
 
 #pragma unroll
         for (int s = 0; s < FQ_CUDA_STEPS; s++)
-            fragment<BITS, T, true>(a[t][s], c, s, middle_zeros<BITS, T>());
+            codes_of::fragment(a[t][s], c, s, codes_of::middle_zeros());
     };
     const auto multiply = [&](int t) {
         if constexpr (DIRECT) {

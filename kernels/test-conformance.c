@@ -160,17 +160,22 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         int64_t n, k, m;
         int bits;
         bool on_device; /* gives all multiprocessors of a GPU something to do, in its wide forms */
-    } sizes[] = {{513, 1500, 20, 8, false}, {513, 1500, 20, 4, false}, {513, 1500, 20, 3, false},
-                 {77, 1111, 500, 8, false}, {77, 1111, 500, 4, false}, {77, 1111, 500, 3, false},
-                 {8464, 520, 190, 4, true}, {8464, 520, 250, 8, true}, {8464, 520, 190, 3, true}};
+        bool bf16;      /* X and scales are, and there are no zero points */
+    } sizes[] = {{513, 1500, 20, 8, false, false}, {513, 1500, 20, 4, false, false},
+                 {513, 1500, 20, 3, false, false}, {77, 1111, 500, 8, false, false},
+                 {77, 1111, 500, 4, false, false}, {77, 1111, 500, 3, false, false},
+                 {8464, 520, 190, 4, true, false}, {8464, 520, 250, 8, true, false},
+                 {8464, 520, 190, 3, true, false}, {8464, 520, 190, 8, true, true},
+                 {8464, 520, 190, 4, true, true},  {6464, 1500, 500, 8, true, true},
+                 {6464, 1500, 500, 3, true, true}};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 
     for (size_t i = 0; i < COUNT(sizes); i++) {
         struct shape shape = {.bits = sizes[i].bits,
-                              .scale_type = scale_types[i % 2],
+                              .scale_type = sizes[i].bf16 ? FQ_BF16 : scale_types[i % 2],
                               .group = i % 2 ? 64 : 128,
-                              .zeros = i % 2};
+                              .zeros = i % 2 && !sizes[i].bf16};
 
         if (sizes[i].on_device && !info.device_memory)
             continue;
@@ -181,6 +186,11 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         shape.group = i % 2 ? 64 : 128;
         shape.gate_group = shape.gate_group ? 192 - shape.group : 0;
         shape.row_pointers = false;
+        if (sizes[i].bf16) {
+            shape.type = FQ_BF16;
+            shape.gate_scale_type = FQ_BF16;
+            shape.gate_zeros = false;
+        }
         check_shape(backend, &shape);
     }
     fq_backend_free(backend);

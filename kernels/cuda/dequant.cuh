@@ -1,14 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * From packed codes to mma fragments, in registers.  A fragment holds code −
- * zero, an integer of at most eight bits and a sign and so exact in fp16 and bf16;
- * the scale is applied afterwards: in fp32 to the sums of a group (decode, sm_80), or to
- * the fragment (prefill on Hopper).
+ * zero, an integer of at most eight bits and a sign and so exact in fp16 and bf16, or that by a
+ * power of two (fragment_factor); the scale is applied afterwards: in fp32 to the sums of a group
+ * (decode, sm_80), or to the fragment (prefill on Hopper).
  *
  * An integer c becomes a float without a conversion by putting it into the low
  * mantissa bits of a power of two: 0x6400 | c is 1024 + c in fp16 (ten mantissa
- * bits), 0x4300 | c is 128 + c in bf16 (seven), 0x4b000000 | c is 2^23 + c in
- * fp32.  The zero point is subtracted together with that bias.
+ * bits), 0x4300 | c is 128 + c in bf16 (seven).  The zero point is subtracted
+ * together with that bias.  A field that stands s bits up needs no shift under a power of two
+ * that is 2^s smaller: 0x5400 | c << 4 is 64 + c in fp16.
+ *
+ * Where bf16 has no room for that, a byte b is the number b · 2^−133 as it stands: subnormal up to
+ * 127, and from there on the numbers go on as evenly.  A multiplication by 2^127, the largest power
+ * there is, comes with the subtraction, and leaves int8 2^6 times too small, and int4, four bits
+ * up, 2^2 times.
  */
 #ifndef FQ_KERNELS_CUDA_DEQUANT_CUH
 #define FQ_KERNELS_CUDA_DEQUANT_CUH
@@ -33,6 +39,9 @@ struct f16 {
     }
     static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
         return fma_f16x2(a, b, c);
+    }
+    static __device__ __forceinline__ uint32_t sub(uint32_t a, uint32_t b) {
+        return sub_f16x2(a, b);
     }
     static __device__ __forceinline__ uint32_t mul(uint32_t a, uint32_t b) {
         return mul_f16x2(a, b);
@@ -61,6 +70,9 @@ struct bf16 {
     }
     static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
         return fma_bf16x2(a, b, c);
+    }
+    static __device__ __forceinline__ uint32_t sub(uint32_t a, uint32_t b) {
+        return sub_bf16x2(a, b);
     }
     static __device__ __forceinline__ uint32_t mul(uint32_t a, uint32_t b) {
         return mul_bf16x2(a, b);
@@ -103,176 +115,179 @@ static __device__ __forceinline__ lane_codes<BITS> load_codes(uint32_t address) 
     return c;
 }
 
+/* What a fragment of code − zero is to be multiplied by, as well as by the scale. */
+template <int BITS, class T> static constexpr float fragment_factor = 1;
+template <> constexpr float fragment_factor<8, bf16> = 64;
+template <> constexpr float fragment_factor<4, bf16> = 4;
+
+/* Times a byte as it stands: 2^−6 of it, and −2^−6. */
+#define FQ_BF16_LARGEST       0x7f007f00u
+#define FQ_BF16_MINUS_LARGEST 0xff00ff00u
+
 /*
- * What turns a masked field into code − zero, for rows g and g+8.  A field that stands `shift` bits
- * up reads magic + code · 2^shift, and a multiplication by 2^−shift comes with the subtraction, so
- * that the word need not be shifted for it.
+ * How fields that stand s bits up in their half are read, of int3 and, in fp16, int4: under a power
+ * of two of their `own`; or all under a `common` one, where a multiplication by 2^−s comes with the
+ * subtraction; or all `multiplied`, those at bit 0 by 1.  The results are the same; which is faster
+ * depends on what is around it.
  */
-template <int BITS, class T> struct zero_terms {
-    static constexpr int FORMS = BITS != 3 ? 1 : T::is_f16 ? 3 : 2;
-    uint32_t low[FORMS], high[FORMS];
+enum class reading {
+    own,
+    common,
+    multiplied
 };
 
-template <int BITS, class T>
-static __device__ __forceinline__ zero_terms<BITS, T> make_zeros(uint32_t low, uint32_t high) {
-    constexpr uint32_t both = 0x10001u;
-
-    if constexpr (BITS == 8 && T::is_f16) {
-        return {{(0x6400u | low) * both}, {(0x6400u | high) * both}}; /* 1024 + zero */
-    } else if constexpr (BITS == 8) {
-        return {{0x4b000000u | low}, {0x4b000000u | high}}; /* 2^23 + zero, in fp32 */
-    } else if constexpr (BITS == 4 && T::is_f16) {
-        /* row g's nibbles stand at 0: 1024 + zero; row g+8's at 4: −(64 + zero) */
-        return {{(0x6400u | low) * both}, {(0xd400u | high << 4) * both}};
-    } else if constexpr (BITS == 4) {
-        return {{(0xc300u | low) * both}, {(0xc300u | high) * both}}; /* −(128 + zero) */
-    } else if constexpr (T::is_f16) {
-        /* at bits 0, 3 and 6: −(1024 + zero), −(128 + zero), −(16 + zero) */
-        return {
-            {(0xe400u | low) * both, (0xd800u | low << 3) * both, (0xcc00u | low << 6) * both},
-            {(0xe400u | high) * both, (0xd800u | high << 3) * both, (0xcc00u | high << 6) * both}};
-    } else {
-        /* at bits 0 and 3: −(128 + zero), −(16 + zero) */
-        return {{(0xc300u | low) * both, (0xc180u | low << 3) * both},
-                {(0xc300u | high) * both, (0xc180u | high << 3) * both}};
-    }
+/* Of the decode kernels for up to n rows of X, as measured (NOTES.md, version 19). */
+template <class T> constexpr reading decode_reading(int bits, int n) {
+    if (bits == 3 && n == (T::is_f16 ? 8 : 32))
+        return reading::multiplied;
+    return T::is_f16 && n <= 16 ? reading::common : reading::own;
 }
 
-/* Pair `index` (0 to 15) of a lane's 32 codes of int3, as code − zero. */
-template <class T>
-static __device__ __forceinline__ uint32_t int3_pair(const lane_codes<3> &c, int index,
-                                                     const uint32_t (&zero)[T::is_f16 ? 3 : 2]) {
-    constexpr uint32_t magic = T::is_f16 ? 0x64006400u : 0x43004300u;
-    constexpr int in_place = T::is_f16 ? 3 : 2; /* fields that the mantissa has room for */
-    constexpr uint32_t factors[3] = {T::is_f16 ? 0x3c003c00u : 0x3f803f80u, /* 1, 1/8, 1/64 */
-                                     T::is_f16 ? 0x30003000u : 0x3e003e00u, 0x24002400u};
-    int form = index % 5 % in_place;
-    uint32_t field;
+/* From codes of so many bits to fragments. */
+template <int BITS, class T, reading READING> struct dequantizer {
+    static constexpr bool OWN = READING == reading::own;
+    /* Places of fields in a half: int3 has them at bits 0, 3 and, in fp16, 6. */
+    static constexpr int PLACES = BITS != 3 ? 1 : T::is_f16 ? 3 : 2;
 
-    if (index == 15) {
-        form = 0;
-        field = lop3<0xea>(c.words[0] >> 15, 0x00010001u, magic);
-        field = lop3<0xea>(c.words[1] >> 14, 0x00020002u, field);
-        field = lop3<0xea>(c.words[2] >> 13, 0x00040004u, field);
-    } else {
-        uint32_t word = c.words[index / 5] >> (3 * (index % 5 / in_place * in_place));
+    /*
+     * What turns a masked field into code − zero, for rows g and g+8: what the zero point reads as
+     * in the field's place; or, where a multiplication comes with the subtraction, −zero.  In int4
+     * row g has the nibbles at bits 0 and 8 of the halves, row g+8 those at 4 and 12.
+     */
+    struct zero_terms {
+        uint32_t low[PLACES], high[PLACES];
+    };
 
-        field = lop3<0xea>(word, 0x00070007u << (3 * form), magic);
-    }
-    return T::fma(field, factors[form], zero[form]);
-}
+    /* The A fragment of step 0 to 3: {row g, row g+8, row g k+8, row g+8 k+8}, two codes each. */
+    static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_codes<BITS> &c,
+                                                    int step, const zero_terms &zero) {
+        constexpr uint32_t nibbles = 0x000f000fu, bytes = 0x00ff00ffu;
 
-/*
- * Codes of eight bits, in the lower byte of each half, less 128, in bf16, whose mantissa has room
- * for seven: 128 + the seven, less 256 where the eighth is 0 and 128 where it is 1.  Both numbers
- * are the codes' bits under an exponent, and what remains of them is exact.
- */
-static __device__ __forceinline__ uint32_t centred_bytes_bf16(uint32_t word) {
-    const uint32_t seven = lop3<0xea>(word, 0x007f007fu, 0x43004300u);  /* and, or */
-    const uint32_t eighth = lop3<0x6a>(word, 0x00800080u, 0x43804380u); /* and, xor */
-
-    return fma_bf16x2(eighth, 0xbf80bf80u, seven);
-}
-
-/*
- * The A fragment of step 0 to 3: {row g, row g+8, row g k+8, row g+8 k+8}, two codes each.
- * SYMMETRIC: zero is middle_zeros(), and the compiler is to know.
- */
-template <int BITS, class T, bool SYMMETRIC>
-static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const lane_codes<BITS> &c,
-                                                int step, const zero_terms<BITS, T> &zero) {
-    if constexpr (BITS == 8 && T::is_f16) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint32_t word = c.words[2 * step + half];
-
-            a[2 * half] = sub_f16x2(prmt(word, 0x64646464u, 0x4240), zero.low[0]);
-            a[2 * half + 1] = sub_f16x2(prmt(word, 0x64646464u, 0x4341), zero.high[0]);
-        }
-    } else if constexpr (BITS == 8 && SYMMETRIC) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint32_t word = c.words[2 * step + half];
-
-            a[2 * half] = centred_bytes_bf16(word);
-            a[2 * half + 1] = centred_bytes_bf16(word >> 8);
-        }
-    } else if constexpr (BITS == 8) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint32_t word = c.words[2 * step + half];
-            uint32_t v[4];
-
+        if constexpr (BITS == 3) {
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                v[i] = __float_as_uint(__uint_as_float(prmt(word, 0x4b000000u, 0x7650 + i)) -
-                                       __uint_as_float(i % 2 ? zero.high[0] : zero.low[0]));
-            /* at most eight bits: nothing is lost with the lower halves */
-            a[2 * half] = prmt(v[0], v[2], 0x7632);
-            a[2 * half + 1] = prmt(v[1], v[3], 0x7632);
+                a[i] = int3_pair(c, 4 * step + i, i & 1 ? zero.high : zero.low);
         }
-    } else if constexpr (BITS == 3) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            a[i] = int3_pair<T>(c, 4 * step + i, i & 1 ? zero.high : zero.low);
-    } else if constexpr (T::is_f16) {
-        constexpr uint32_t mask = 0x000f000fu, magic = 0x64006400u, sixteenth = 0x2c002c00u;
-        uint32_t word = c.words[step];
+        for (int half = 0; half < (BITS == 3 ? 0 : 2); half++) {
+            uint32_t &low = a[2 * half], &high = a[2 * half + 1];
 
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            a[2 * half] = sub_f16x2(lop3<0xea>(word, mask, magic), zero.low[0]);
-            a[2 * half + 1] =
-                fma_f16x2(lop3<0xea>(word, mask << 4, magic), sixteenth, zero.high[0]);
-            word >>= 8;
+            if constexpr (BITS == 8) {
+                const uint32_t word = c.words[2 * step + half];
+
+                if constexpr (T::is_f16) {
+                    low = sub_f16x2(prmt(word, 0x64646464u, 0x4240), zero.low[0]);
+                    high = sub_f16x2(prmt(word, 0x64646464u, 0x4341), zero.high[0]);
+                } else {
+                    low = fma_bf16x2(word & bytes, FQ_BF16_LARGEST, zero.low[0]);
+                    high = fma_bf16x2(word >> 8 & bytes, FQ_BF16_LARGEST, zero.high[0]);
+                }
+            } else if constexpr (BITS == 4) {
+                const uint32_t word = c.words[step] >> 8 * half;
+
+                if constexpr (T::is_f16) {
+                    const uint32_t field =
+                        lop3<0xea>(word, nibbles << 4, OWN ? 0x54005400u : 0x64006400u);
+
+                    low = sub_f16x2(lop3<0xea>(word, nibbles, 0x64006400u), zero.low[0]);
+                    high = OWN ? sub_f16x2(field, zero.high[0])
+                               : fma_f16x2(field, 0x2c002c00u, zero.high[0]);
+                } else { /* 32 + code / 4 */
+                    low = sub_bf16x2(lop3<0xea>(word, nibbles, 0x42004200u), zero.low[0]);
+                    high = fma_bf16x2(word & nibbles << 4, FQ_BF16_LARGEST, zero.high[0]);
+                }
+            }
         }
-    } else {
-        constexpr uint32_t mask = 0x000f000fu, magic = 0x43004300u, one = 0x3f803f80u;
-
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            a[i] = fma_bf16x2(lop3<0xea>(c.words[step] >> (4 * i), mask, magic), one,
-                              i & 1 ? zero.high[0] : zero.low[0]);
     }
-}
 
-/* Two numbers of two bytes, the lower of which is one of `pair`'s and the upper `top`. */
-static __device__ __forceinline__ uint32_t twice(uint32_t pair, int which, uint32_t top) {
-    return prmt(pair, top * 0x01010101u, which ? 0x4141 : 0x4040);
-}
+    /* Zero points of rows g and g+8 as they lie in memory, a byte each: in few instructions, since
+     * they are wanted for every group. */
+    static __device__ __forceinline__ zero_terms unpack_zeros(uint32_t pair) {
+        if constexpr (BITS == 8 && T::is_f16) {
+            return {{twice(pair, 0, 0x64)}, {twice(pair, 1, 0x64)}};
+        } else if constexpr (BITS == 8) {
+            return {{mul_bf16x2(twice(pair, 0, 0), FQ_BF16_MINUS_LARGEST)},
+                    {mul_bf16x2(twice(pair, 1, 0), FQ_BF16_MINUS_LARGEST)}};
+        } else if constexpr (BITS == 4 && T::is_f16) {
+            return {{twice(pair, 0, 0x64)}, {twice(pair >> 4, 0, OWN ? 0x54 : 0xd4)}};
+        } else if constexpr (BITS == 4) {
+            return {{twice(pair, 0, 0x42)},
+                    {mul_bf16x2(twice(pair >> 4, 0, 0), FQ_BF16_MINUS_LARGEST)}};
+        } else {
+            zero_terms to;
 
-/* Zero points of rows g and g+8 as they lie in memory, a byte each: what make_zeros() says of them,
- * in few instructions, since they are wanted for every group. */
-template <int BITS, class T>
-static __device__ __forceinline__ zero_terms<BITS, T> unpack_zeros(uint32_t pair) {
-    zero_terms<BITS, T> to;
+            unpack_int3(to.low, twice(pair, 0, T::is_f16 ? 0x64 : 0x43));
+            unpack_int3(to.high, twice(pair, 1, T::is_f16 ? 0x64 : 0x43));
+            return to;
+        }
+    }
 
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        uint32_t(&zero)[zero_terms<BITS, T>::FORMS] = i ? to.high : to.low;
+    /* Of a symmetric matrix, of 2^(BITS − 1): as unpack_zeros() would have it, but known when
+     * compiled. */
+    static __device__ __forceinline__ zero_terms middle_zeros() {
+        constexpr uint32_t minus = OWN ? 0 : 0x80008000u;
+        constexpr uint32_t first = READING == reading::multiplied ? minus : 0;
 
-        if constexpr (BITS == 8 && T::is_f16)
-            zero[0] = twice(pair, i, 0x64);
-        else if constexpr (BITS == 8)
-            zero[0] = prmt(pair, 0x4b000000u, 0x7440 + i);
-        else if constexpr (BITS == 4 && T::is_f16)
-            zero[0] = i ? twice(pair >> 4, 0, 0xd4) : twice(pair, 0, 0x64);
+        if constexpr (BITS == 8)
+            return T::is_f16 ? zero_terms{{0x64806480u}, {0x64806480u}}
+                             : zero_terms{{0xc000c000u}, {0xc000c000u}};
+        else if constexpr (BITS == 4)
+            return T::is_f16 ? zero_terms{{0x64086408u}, {0x54805480u | minus}}
+                             : zero_terms{{0x42084208u}, {0xc000c000u}};
+        else if constexpr (T::is_f16)
+            return {{0x64046404u | first, 0x58205820u | minus, 0x4d004d00u | minus},
+                    {0x64046404u | first, 0x58205820u | minus, 0x4d004d00u | minus}};
         else
-            zero[0] = twice(pair, i, BITS == 3 && T::is_f16 ? 0xe4 : 0xc3);
-        if constexpr (BITS == 3 && T::is_f16) {
-            zero[1] = T::fma(zero[0], 0x3c003c00u, 0x63006300u); /* 896 more */
-            zero[2] = T::fma(zero[0], 0x3c003c00u, 0x63e063e0u); /* 1008 */
-        } else if constexpr (BITS == 3) {
-            zero[1] = T::fma(zero[0], 0x3f803f80u, 0x42e042e0u); /* 112 */
-        }
+            return {{0x43044304u | first, 0x41a041a0u | minus},
+                    {0x43044304u | first, 0x41a041a0u | minus}};
     }
-    return to;
-}
 
-/* Of a symmetric matrix. */
-template <int BITS, class T> static __device__ __forceinline__ zero_terms<BITS, T> middle_zeros() {
-    return make_zeros<BITS, T>(1u << (BITS - 1), 1u << (BITS - 1));
-}
+  private:
+    /* Two numbers of two bytes, the lower of which is one of `pair`'s and the upper `top`. */
+    static __device__ __forceinline__ uint32_t twice(uint32_t pair, int which, uint32_t top) {
+        return prmt(pair, top * 0x01010101u, which ? 0x4141 : 0x4040);
+    }
+
+    /* The power of two that a place is read under: 1024, 128 and 16 in fp16, 128 and 16 in bf16. */
+    static __device__ __forceinline__ constexpr uint32_t int3_magic(int place) {
+        constexpr uint32_t magic[] = {T::is_f16 ? 0x64006400u : 0x43004300u,
+                                      T::is_f16 ? 0x58005800u : 0x41804180u, 0x4c004c00u};
+
+        return magic[OWN ? place : 0];
+    }
+    /* Pair `index` (0 to 15) of a lane's 32 codes of int3, as code − zero. */
+    static __device__ __forceinline__ uint32_t int3_pair(const lane_codes<3> &c, int index,
+                                                         const uint32_t (&zero)[PLACES]) {
+        constexpr uint32_t factors[] = {T::is_f16 ? 0x3c003c00u : 0x3f803f80u, /* 1, 1/8, 1/64 */
+                                        T::is_f16 ? 0x30003000u : 0x3e003e00u, 0x24002400u};
+        int place = index % 5 % PLACES;
+        uint32_t field;
+
+        if (index == 15) {
+            place = 0;
+            field = lop3<0xea>(c.words[0] >> 15, 0x00010001u, int3_magic(0));
+            field = lop3<0xea>(c.words[1] >> 14, 0x00020002u, field);
+            field = lop3<0xea>(c.words[2] >> 13, 0x00040004u, field);
+        } else {
+            uint32_t word = c.words[index / 5] >> (3 * (index % 5 / PLACES * PLACES));
+
+            field = lop3<0xea>(word, 0x00070007u << (3 * place), int3_magic(place));
+        }
+        return OWN || (place == 0 && READING == reading::common)
+                   ? T::sub(field, zero[place])
+                   : T::fma(field, factors[place], zero[place]);
+    }
+    /* first: a zero point in the first place, twice. */
+    static __device__ __forceinline__ void unpack_int3(uint32_t (&zero)[PLACES], uint32_t first) {
+        constexpr uint32_t less[] = {0, T::is_f16 ? 0x63006300u : 0x42e042e0u, /* 896, 112 */
+                                     0x63e063e0u};                             /* 1008 */
+
+        zero[0] = READING == reading::multiplied ? first ^ 0x80008000u : first;
+#pragma unroll
+        for (int i = 1; i < PLACES; i++)
+            zero[i] = OWN ? T::sub(first, less[i]) : T::sub(less[i], first);
+    }
+};
 
 /*
  * A scale, to multiply pairs of weights by with one rounding.  fp16 holds any fp16 or bf16 scale

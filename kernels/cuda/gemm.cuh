@@ -80,6 +80,9 @@ template <class S, int BITS, class T> class pipeline {
 
     static_assert(S::STRIPS * S::KT * 4 * 2 <= S::THREADS, "load_groups() has a thread a piece");
 
+    using codes_of = dequantizer<BITS, T, reading::common>;
+    using zero_terms = typename codes_of::zero_terms;
+
     const fq_cuda_launch &launch;
     const stage_layout<S, BITS> layout;
     const uint32_t smem;
@@ -185,14 +188,17 @@ template <class S, int BITS, class T> class pipeline {
         load_x(stage, tile);
     }
 
-    __device__ __forceinline__ zero_terms<BITS, T> zeros_of(uint32_t stage, int slot) const {
-        return unpack_zeros<BITS, T>(lds_16(stage + layout.zeros + slot * 16 + (lane >> 2) * 2));
+    __device__ __forceinline__ zero_terms zeros_of(uint32_t stage, int slot) const {
+        return codes_of::unpack_zeros(lds_16(stage + layout.zeros + slot * 16 + (lane >> 2) * 2));
     }
 
     /* Of strip r of the warp; those of a gated pair may have scales of two types. */
     __device__ __forceinline__ float2 scales_of(uint32_t stage, int slot, int r) const {
-        return unpack_scales(lds_32(stage + layout.SCALES + slot * 32 + (lane >> 2) * 4),
-                             r % 2 == 0 ? even_bf16 : launch.w.scale_bf16);
+        const float2 scale =
+            unpack_scales(lds_32(stage + layout.SCALES + slot * 32 + (lane >> 2) * 4),
+                          r % 2 == 0 ? even_bf16 : launch.w.scale_bf16);
+
+        return make_float2(scale.x * fragment_factor<BITS, T>, scale.y * fragment_factor<BITS, T>);
     }
 
     /* FINE: a scale each k16 step, else each second one, which branches would only slow. */
@@ -218,12 +224,12 @@ template <class S, int BITS, class T> class pipeline {
             for (int r = 0; r < S::RW; r++) {
                 int slot = ((warp_n * S::RW + r) * S::KT + of << slots_log2) +
                            (2 * half >> (2 - slots_log2));
-                zero_terms<BITS, T> zero = zeros_of(stage, slot);
+                zero_terms zero = zeros_of(stage, slot);
                 float2 scale = scales_of(stage, slot, r);
                 float part[S::NT][4];
                 uint32_t a[4];
 
-                fragment<BITS, T, false>(a, codes[r], 2 * half, zero);
+                codes_of::fragment(a, codes[r], 2 * half, zero);
 #pragma unroll
                 for (int j = 0; j < S::NT; j++)
                     T::mma_first(part[j], a, b[j][0], b[j][1]);
@@ -232,7 +238,7 @@ template <class S, int BITS, class T> class pipeline {
                     zero = zeros_of(stage, slot + 1);
                     scale = scales_of(stage, slot + 1, r);
                 }
-                fragment<BITS, T, false>(a, codes[r], 2 * half + 1, zero);
+                codes_of::fragment(a, codes[r], 2 * half + 1, zero);
 #pragma unroll
                 for (int j = 0; j < S::NT; j++) {
                     if (FINE)

@@ -12,6 +12,8 @@
 
 /* USUAL: scales are `exact` for whole tiles, or `wide`. */
 template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
+    using codes_of = dequantizer<S::BITS, T, decode_reading<T>(S::BITS, S::N)>;
+    using zero_terms = typename codes_of::zero_terms;
     static constexpr bool SYMMETRIC = ZEROS == zero_points::none;
     using block_place = typename decode_cta<S>::block_place;
     using strip_sums = typename decode_cta<S>::strip_sums;
@@ -53,15 +55,14 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                        : groups.slot(tile * FQ_CUDA_STEPS + segment * (FQ_CUDA_STEPS / SEGMENTS));
         }
         /* Of such a group; the stage starts `stage` bytes behind the first. */
-        __device__ __forceinline__ zero_terms<S::BITS, T> load_zeros(uint32_t stage,
-                                                                     int slot) const {
+        __device__ __forceinline__ zero_terms load_zeros(uint32_t stage, int slot) const {
             uint32_t pair;
 
             if (SYMMETRIC)
-                return middle_zeros<S::BITS, T>();
+                return codes_of::middle_zeros();
             /* of a pair one may have none: no branch, which would part the loop */
             pair = lds_16(zeros + stage + slot * FQ_CUDA_ZERO_BYTES);
-            return unpack_zeros<S::BITS, T>(has_zeros ? pair : 0x101u << (S::BITS - 1));
+            return codes_of::unpack_zeros(has_zeros ? pair : 0x101u << (S::BITS - 1));
         }
         __device__ __forceinline__ uint32_t load_scales(uint32_t stage, int slot) const {
             return lds_32(scales + stage + slot * FQ_CUDA_SCALE_BYTES);
@@ -133,6 +134,15 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
             sums[j] = 0;
     }
 
+    /* Behind its last one. */
+    __device__ __forceinline__ void finish(strip_sums &sums) const {
+        if constexpr (fragment_factor<S::BITS, T> != 1) {
+#pragma unroll
+            for (int j = 0; j < S::SUMS; j++)
+                sums[j] *= fragment_factor<S::BITS, T>;
+        }
+    }
+
     /* A third has ended, the n-th from 0 on: its sums are added to `all`. */
     __device__ __forceinline__ void end_third(strip_sums &all, strip_sums &sums, int &n) const {
 #pragma unroll
@@ -187,7 +197,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                     codes[t][s] = at[s].load_codes(stage, of + round + t);
 #pragma unroll
             for (int segment = 0; segment < SEGMENTS; segment++) {
-                zero_terms<S::BITS, T> zero[ABREAST][SLOTS];
+                zero_terms zero[ABREAST][SLOTS];
                 uint32_t scale[ABREAST][SLOTS];
 
 #pragma unroll
@@ -216,7 +226,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                         for (int s = 0; s < SLOTS; s++) {
                             uint32_t a[4];
 
-                            fragment<S::BITS, T, SYMMETRIC>(a, codes[t][s], step, zero[t][s]);
+                            codes_of::fragment(a, codes[t][s], step, zero[t][s]);
 #pragma unroll
                             for (int j = 0; j < S::N / 8; j++) {
                                 const uint32_t *two = x[t][j] + step % 2 * 2;
@@ -245,7 +255,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
     /* A tile's codes and zero points, as they come from a stage. */
     template <int SEGMENTS, scaling KIND> struct loaded_tile {
         lane_codes<S::BITS> codes;
-        zero_terms<S::BITS, T> zero[SEGMENTS];
+        zero_terms zero[SEGMENTS];
 
         __device__ __forceinline__ loaded_tile(const slot_place &from, uint32_t stage, int tile)
             : codes(from.load_codes(stage, tile)) {
@@ -257,8 +267,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         __device__ __forceinline__ void dequantize(tile_weights &to) const {
 #pragma unroll
             for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                fragment<S::BITS, T, SYMMETRIC>(to[step], codes, step,
-                                                zero[step * SEGMENTS / FQ_CUDA_STEPS]);
+                codes_of::fragment(to[step], codes, step, zero[step * SEGMENTS / FQ_CUDA_STEPS]);
         }
     };
 
@@ -594,6 +603,8 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                 clear(sums[0]);
                 clear(sums[1]);
                 sum_block<2>(sums, at, w);
+                finish(sums[0]);
+                finish(sums[1]);
                 place = w.place;
                 return;
             }
@@ -602,6 +613,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
 
         clear(sums[0]);
         sum_block<1>(sums, at, w);
+        finish(sums[0]);
         place = w.place;
     }
 };

@@ -54,18 +54,21 @@ template <int N_, int BITS_> struct prefill_shape {
 
 #ifdef FQ_HOPPER_CODE
 
-/* 2^e such that the largest scale times it lies in [8, 16); 1 where there is none. */
+/* 2^e such that the largest scale times it lies in [8, 16), or below 8 with scales so small that
+ * nothing else would be left of fp32's range; 1 where there is none. */
 static __device__ __forceinline__ float scale_factor(const fq_cuda_matrix &w) {
     uint32_t bits = __ldg(&w.meta->largest_scale);
     int exponent = (int)(bits >> 23) - 127;
 
     if (bits == 0 || bits >= 0x7f800000u)
         return 1.0f;
-    exponent = 3 - max(exponent, -120);
+    exponent = 3 - max(exponent, -114);
     return __uint_as_float((uint32_t)(127 + exponent) << 23);
 }
 
 template <class S, class T> class prefiller {
+    using codes_of = dequantizer<S::BITS, T, reading::own>;
+
     const fq_cuda_launch &launch;
     const uint32_t ring, out, full, empty; /* in shared memory */
     const int stage_bytes, zeros_at;
@@ -150,7 +153,7 @@ template <class S, class T> class prefiller {
     /* What the codes of one strip become weights by: of one group. */
     struct group_terms {
         scale_pair<T> low, high; /* of rows g and g+8 */
-        zero_terms<S::BITS, T> zero;
+        typename codes_of::zero_terms zero;
     };
 
     /* What a thread needs to find its part of a stage: addresses in the first one. */
@@ -186,7 +189,7 @@ template <class S, class T> class prefiller {
         terms.high = scale_pair<T>(scale.y * kind.factor);
         if (ZEROS)
             terms.zero =
-                unpack_zeros<S::BITS, T>(lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
+                codes_of::unpack_zeros(lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
     }
 
     /* The weights of a strip and tile, ready for wgmma. */
@@ -211,12 +214,12 @@ template <class S, class T> class prefiller {
         const lane_codes<S::BITS> codes = load_codes<S::BITS>(at.codes + stage);
         group_terms terms;
 
-        terms.zero = middle_zeros<S::BITS, T>();
+        terms.zero = codes_of::middle_zeros();
 #pragma unroll
         for (int step = 0; step < FQ_CUDA_STEPS; step++) {
             if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
                 load_terms<ZEROS>(terms, at, stage, SEGMENTS == 1 ? 0 : groups.slot(step), kind);
-            fragment<S::BITS, T, !ZEROS>(a[step], codes, step, terms.zero);
+            codes_of::fragment(a[step], codes, step, terms.zero);
             a[step][0] = terms.low.template times<SCALE_PARTS>(a[step][0]);
             a[step][1] = terms.high.template times<SCALE_PARTS>(a[step][1]);
             a[step][2] = terms.low.template times<SCALE_PARTS>(a[step][2]);
@@ -278,7 +281,7 @@ template <class S, class T> class prefiller {
         group_phase groups(w, segment.begin);
         fragments a[2];
         const lane_place at(*this);
-        const scale_kind kind = {w.scale_bf16 != 0, factor};
+        const scale_kind kind = {w.scale_bf16 != 0, factor * fragment_factor<S::BITS, T>};
         int left = segment.end - segment.begin;
         bool at_first = true;
 

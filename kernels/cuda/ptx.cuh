@@ -124,6 +124,18 @@ static __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, ui
     return d;
 }
 
+/* By fma where sub.bf16x2 is not there yet. */
+static __device__ __forceinline__ uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    uint32_t d;
+
+    asm("sub.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+#else
+    return fma_bf16x2(b, 0xbf80bf80u, a);
+#endif
+}
+
 static __device__ __forceinline__ uint32_t mul_f16x2(uint32_t a, uint32_t b) {
     uint32_t d;
 
