@@ -167,7 +167,8 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
                  {8464, 520, 190, 4, true, false}, {8464, 520, 250, 8, true, false},
                  {8464, 520, 190, 3, true, false}, {8464, 520, 190, 8, true, true},
                  {8464, 520, 190, 4, true, true},  {6464, 1500, 500, 8, true, true},
-                 {6464, 1500, 500, 3, true, true}};
+                 {6464, 1500, 500, 3, true, true}, {13000, 200, 600, 4, true, false},
+                 {26000, 70, 300, 8, true, false}, {13000, 520, 600, 8, true, true}};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 

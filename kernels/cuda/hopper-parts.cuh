@@ -50,7 +50,7 @@ template <int QUADS, int THREADS, class NEEDED>
 static __device__ __forceinline__ void add_parts(const fq_cuda_launch &launch, int first,
                                                  int worker, int half, float (&sums)[QUADS * 4],
                                                  int thread, NEEDED needed) {
-    constexpr int MANY = 4; /* float4 that are asked for at a time */
+    constexpr int MANY = QUADS <= 16 ? 8 : 4; /* float4 that are asked for at a time */
     constexpr int BATCH = QUADS < MANY ? QUADS : MANY;
 
     for (int of = first + thread; of < worker; of += THREADS) {

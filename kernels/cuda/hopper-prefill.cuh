@@ -44,6 +44,10 @@ template <int N_, int BITS_> struct prefill_shape {
     static constexpr int OUT_ROWS = FQ_CUDA_OUT_ROWS, OUT_PITCH = FQ_CUDA_STRIP * 4;
     static constexpr int OUT = OUT_ROWS * OUT_PITCH, OUT_QUADS = OUT_ROWS / 8;
     static constexpr int OUT_PARTS = N / OUT_ROWS;
+    /* Rows of X that find room there rounded; of any others the last stage is held for theirs. */
+    static constexpr int BUFFER_ROWS = N < 2 * OUT_ROWS ? N : 2 * OUT_ROWS;
+    static constexpr bool HOLDS = N > BUFFER_ROWS;
+    static_assert((N - BUFFER_ROWS) * FQ_CUDA_STRIP * 2 * GROUPS <= N * 128, "room in a stage's X");
 
     static __host__ __device__ int stage_bytes(int slots, bool zeros) {
         int bytes = SCALES + GROUPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
@@ -255,16 +259,17 @@ template <class S, class T> class prefiller {
             named_barrier_arrive(FQ_CUDA_BARRIER_TURNS, S::CONSUMERS);
     }
 
-    /* Queues a tile's products. */
-    __device__ __forceinline__ void multiply(float (&sums)[S::QUADS * 4], fragments &a,
-                                             uint32_t x) const {
+    /* Queues a tile's products; add: to what is in the sums. */
+    __device__ __forceinline__ void multiply(float (&sums)[S::QUADS * 4], fragments &a, uint32_t x,
+                                             bool add) const {
 #pragma unroll
         for (int step = 0; step < FQ_CUDA_STEPS; step++)
             settle(a[step]);
         wgmma_fence();
 #pragma unroll
         for (int step = 0; step < FQ_CUDA_STEPS; step++)
-            wgmma<S::N>::template mma<T>(sums, a[step], wgmma_descriptor(x + step * WGMMA_STEP), 1);
+            wgmma<S::N>::template mma<T>(sums, a[step], wgmma_descriptor(x + step * WGMMA_STEP),
+                                         add || step > 0);
         wgmma_commit();
     }
 
@@ -277,7 +282,7 @@ template <class S, class T> class prefiller {
     template <int SEGMENTS, bool ZEROS>
     __device__ __forceinline__ void
     sum_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment, const fq_cuda_matrix &w,
-              float factor, place_in_ring &place) const {
+              float factor, place_in_ring &place, bool &held, bool hold) const {
         group_phase groups(w, segment.begin);
         fragments a[2];
         const lane_place at(*this);
@@ -293,10 +298,12 @@ template <class S, class T> class prefiller {
                 if (i == 1 && left == 0)
                     break;
                 await_turn();
-                multiply(sums, a[i], at.x + place.stage * (stage_bytes / 16));
+                multiply(sums, a[i], at.x + place.stage * (stage_bytes / 16), i == 1 || !at_first);
                 pass_turn();
                 if (i == 1 || !at_first)
                     release(place.stage_before());
+                else
+                    release_held(place, held);
                 at_first = false;
                 left--;
                 place.next();
@@ -310,37 +317,46 @@ template <class S, class T> class prefiller {
                 wgmma_wait<0>();
             }
         }
-        release(place.stage_before());
+        held = S::HOLDS && hold;
+        if (!held)
+            release(place.stage_before());
         settle(sums);
     }
 
     template <bool ZEROS>
     __device__ __forceinline__ void
     sum_any_tiles(float (&sums)[S::QUADS * 4], const fq_cuda_segment &segment,
-                  const fq_cuda_matrix &w, float factor, place_in_ring &place) const {
+                  const fq_cuda_matrix &w, float factor, place_in_ring &place, bool &held,
+                  bool hold) const {
         if (w.slots_log2 == 0)
-            sum_tiles<1, ZEROS>(sums, segment, w, factor, place);
+            sum_tiles<1, ZEROS>(sums, segment, w, factor, place, held, hold);
         else if (w.slots_log2 == 1)
-            sum_tiles<2, ZEROS>(sums, segment, w, factor, place);
+            sum_tiles<2, ZEROS>(sums, segment, w, factor, place, held, hold);
         else
-            sum_tiles<4, ZEROS>(sums, segment, w, factor, place);
+            sum_tiles<4, ZEROS>(sums, segment, w, factor, place, held, hold);
     }
 
+    /* held: whether the stage before `place` still is this warpgroup's; hold: whether the last one
+     * shall be. */
     __device__ __forceinline__ void sum_segment(float (&sums)[S::QUADS * 4],
                                                 const fq_cuda_segment &segment,
                                                 const fq_cuda_matrix &w, bool present, float factor,
-                                                place_in_ring &place) const {
+                                                place_in_ring &place, bool &held, bool hold) const {
         if (!present) {
-            for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
+            for (int tile = segment.begin; tile < segment.end; tile++) {
                 mbarrier_wait(full_of(place), place.parity);
                 await_turn();
                 pass_turn();
-                release(place.stage);
+                release_held(place, held);
+                held = S::HOLDS && hold && tile == segment.end - 1;
+                if (!held)
+                    release(place.stage);
+                place.next();
             }
         } else if (w.zeros) {
-            sum_any_tiles<true>(sums, segment, w, factor, place);
+            sum_any_tiles<true>(sums, segment, w, factor, place, held, hold);
         } else {
-            sum_any_tiles<false>(sums, segment, w, factor, place);
+            sum_any_tiles<false>(sums, segment, w, factor, place, held, hold);
         }
     }
 
@@ -373,54 +389,82 @@ template <class S, class T> class prefiller {
         return bias;
     }
 
-    /*
-     * Sums of which nothing is wanted but a bias and a rounding: they are rounded in registers,
-     * turned on their way to shared memory, some rows of X at a time, and stored by the copy
-     * engine, which leaves out what lies past the ends of Y.  While it is at it, the warpgroup goes
-     * on, to the other half of its buffer and to the next block.
-     */
-    __device__ __forceinline__ void store_by_copy(const float (&sums)[S::QUADS * 4],
-                                                  const void *map, int m0, int strip) const {
+    /* Rounds `ROWS` rows of X of a block, from the FIRST on, turns them on their way to `buffer`,
+     * and has them copied to Y. */
+    template <int FIRST, int ROWS>
+    __device__ __forceinline__ void copy_rows(const float (&sums)[S::QUADS * 4], float factor,
+                                              float2 bias, const void *map, int m0, int strip,
+                                              uint32_t buffer) const {
         const int warp = thread / 32 % 4;
-        const bool queues = thread % 128 == 0;
-        const uint32_t buffer = out + group * S::OUT;
         const uint32_t mine =
             buffer + lane / 16 * 1024 + wgmma_piece(lane % 8, warp * 2 + lane / 8 % 2);
+
+#pragma unroll
+        for (int q = 0; q < ROWS / 8; q += 2) {
+            const float *v = sums + (FIRST / 8 + q) * 4;
+            const uint32_t rounded[4] = {
+                T::pack(fmaf(v[0], factor, bias.x), fmaf(v[1], factor, bias.x)),
+                T::pack(fmaf(v[2], factor, bias.y), fmaf(v[3], factor, bias.y)),
+                T::pack(fmaf(v[4], factor, bias.x), fmaf(v[5], factor, bias.x)),
+                T::pack(fmaf(v[6], factor, bias.y), fmaf(v[7], factor, bias.y))};
+
+            store_turned(mine + q * 1024, rounded);
+        }
+        fence_copy_engine();
+        meet_warpgroup();
+        if (thread % 128 != 0)
+            return;
+#pragma unroll
+        for (int row = 0; row < ROWS; row += S::OUT_ROWS)
+            if (m0 + FIRST + row < launch.m)
+                tensor_store(map, strip * FQ_CUDA_STRIP, m0 + FIRST + row,
+                             buffer + row * FQ_CUDA_STRIP * 2);
+        tensor_store_commit();
+    }
+
+    /*
+     * Sums of which nothing is wanted but a factor, a bias and a rounding: they are rounded in
+     * registers, and stored by the copy engine, which leaves out what lies past the ends of Y.
+     * While it is at it, the warpgroup goes on to the next block.  What there is no buffer for goes
+     * where the block's last tile of X was, in the stage before `place`: both warpgroups must be
+     * done with it, and it is given back once the next block has begun (release_held()).
+     */
+    __device__ __forceinline__ void store_by_copy(const float (&sums)[S::QUADS * 4], float factor,
+                                                  const void *map, int m0, int strip,
+                                                  const place_in_ring &place) const {
         const float2 bias = bias_of(strip);
 
-        for (int part = 0; part < S::OUT_PARTS; part++) {
-            const int row0 = m0 + part * S::OUT_ROWS;
-            const uint32_t place = part % 2 * (S::OUT / 2);
-
-            if (row0 >= launch.m)
-                return;
-            if (queues && part == 0)
-                tensor_store_wait_read<0>(); /* of the block before */
-            else if (queues)
-                tensor_store_wait_read<1>();
-            meet_warpgroup();
-#pragma unroll
-            for (int p = 0; p < S::OUT_PARTS; p++) {
-                if (p != part)
-                    continue;
-#pragma unroll
-                for (int q = 0; q < S::OUT_QUADS; q += 2) {
-                    const float *v = sums + (p * S::OUT_QUADS + q) * 4;
-                    const uint32_t rounded[4] = {T::pack(v[0] + bias.x, v[1] + bias.x),
-                                                 T::pack(v[2] + bias.y, v[3] + bias.y),
-                                                 T::pack(v[4] + bias.x, v[5] + bias.x),
-                                                 T::pack(v[6] + bias.y, v[7] + bias.y)};
-
-                    store_turned(mine + place + q * 1024, rounded);
-                }
-            }
-            fence_copy_engine();
-            meet_warpgroup();
-            if (queues) {
-                tensor_store(map, strip * FQ_CUDA_STRIP, row0, buffer + place);
-                tensor_store_commit();
-            }
+        /* Warpgroup 0 is done with its last tile before warpgroup 1 is with its own.  Each waits
+         * for the other before it lets that go on: of blocks of one tile, one would be a block
+         * ahead. */
+        if (S::HOLDS && group == 0) {
+            named_barrier_arrive(FQ_CUDA_BARRIER_DONE, S::CONSUMERS);
+        } else if (S::HOLDS) {
+            named_barrier(FQ_CUDA_BARRIER_DONE, S::CONSUMERS);
+            named_barrier_arrive(FQ_CUDA_BARRIER_DONE + 1, S::CONSUMERS);
         }
+        if (thread % 128 == 0) /* of the block before */
+            tensor_store_wait_read<0>();
+        meet_warpgroup();
+        copy_rows<0, S::BUFFER_ROWS>(sums, factor, bias, map, m0, strip, out + group * S::OUT);
+        if constexpr (S::HOLDS) {
+            if (group == 0)
+                named_barrier(FQ_CUDA_BARRIER_DONE + 1, S::CONSUMERS);
+            copy_rows<S::BUFFER_ROWS, S::N - S::BUFFER_ROWS>(
+                sums, factor, bias, map, m0, strip,
+                ring + place.stage_before() * stage_bytes +
+                    group * ((S::N - S::BUFFER_ROWS) * FQ_CUDA_STRIP * 2));
+        }
+    }
+
+    /* Gives the stage before `place` back if it was kept for store_by_copy(). */
+    __device__ __forceinline__ void release_held(const place_in_ring &place, bool &held) const {
+        if (!S::HOLDS || !held)
+            return;
+        if (thread % 128 == 0)
+            tensor_store_wait_read<0>();
+        release(place.stage_before());
+        held = false;
     }
 
     /* Any others.  Some rows of X at a time go through shared memory, so that results lie side by
@@ -530,6 +574,7 @@ template <class S, class T> class prefiller {
     __device__ __forceinline__ void consume(const void *y_map) {
         place_in_ring place;
         fq_cuda_segment segment;
+        bool held = false;
 
         /* of the matrix that all strips of this warpgroup are of */
         const float factor = scale_factor(launch.gate.codes && group == 0 ? launch.gate : launch.w);
@@ -538,18 +583,24 @@ template <class S, class T> class prefiller {
         if (group == 1)
             pass_turn();
         for (int index = 0; fq_cuda_segment_at(&launch.shares, worker, index, &segment); index++) {
-            float sums[S::QUADS * 4] = {};
+            float sums[S::QUADS * 4];
             const fq_cuda_matrix *w;
             int strip, m0 = block_m0(segment.block);
             bool present = find_strip(segment.block, group, w, strip);
 
-            sum_segment(sums, segment, *w, present, factor, place);
-#pragma unroll
-            for (int i = 0; i < S::QUADS * 4; i++)
-                sums[i] *= 1.0f / factor;
+            const bool ends = segment.end == launch.shares.units; /* the block */
             const auto needed = [&](int q) { return m0 + q * 8 < launch.m; };
+            float rest = 1.0f / factor;
 
-            if (segment.end < launch.shares.units) {
+            no_matter(sums); /* the first products are not added to them */
+            sum_segment(sums, segment, *w, present, factor, place, held, ends && launch.y_mapped);
+            if (!ends || segment.begin > 0 || !launch.y_mapped) {
+#pragma unroll
+                for (int i = 0; i < S::QUADS * 4; i++)
+                    sums[i] *= rest;
+                rest = 1.0f;
+            }
+            if (!ends) {
                 leave_part<S::QUADS, S::CONSUMERS>({launch, worker, half, thread}, sums, thread,
                                                    needed);
                 continue;
@@ -559,10 +610,11 @@ template <class S, class T> class prefiller {
                     launch, fq_cuda_first_worker(&launch.shares, segment.block), worker, half, sums,
                     thread, needed);
             if (launch.y_mapped)
-                store_by_copy(sums, y_map, m0, strip);
+                store_by_copy(sums, rest, y_map, m0, strip, place);
             else
                 store(sums, m0, strip);
         }
+        release_held(place, held);
         tensor_store_wait_read<0>();
     }
 };

@@ -32,10 +32,11 @@
 #define FQ_CUDA_BARRIER_CONSUMERS 1 /* ids of named barriers */
 #define FQ_CUDA_BARRIER_GATE      2
 #define FQ_CUDA_BARRIER_PART      3
-#define FQ_CUDA_BARRIER_GROUPS    4 /* and one more for each warpgroup */
-#define FQ_CUDA_BARRIER_TURNS     6 /* the same */
-#define FQ_CUDA_BARRIER_KEEPERS   8 /* of the consumers that store */
-#define FQ_CUDA_BARRIER_STARTED   9 /* a CTA's barriers are there */
+#define FQ_CUDA_BARRIER_GROUPS    4  /* and one more for each warpgroup */
+#define FQ_CUDA_BARRIER_TURNS     6  /* the same */
+#define FQ_CUDA_BARRIER_KEEPERS   8  /* of the consumers that store */
+#define FQ_CUDA_BARRIER_STARTED   9  /* a CTA's barriers are there */
+#define FQ_CUDA_BARRIER_DONE      10 /* with a block's last tile, warpgroup 0, and 1 */
 
 /*
  * Lanes of a warp that count it in where it is done with a stage.  One is enough, behind
@@ -59,6 +60,13 @@ template <int COUNT> static __device__ __forceinline__ void settle(float (&v)[CO
 
 static __device__ __forceinline__ void settle(uint32_t (&v)[4]) {
     asm volatile("" : "+r"(v[0]), "+r"(v[1]), "+r"(v[2]), "+r"(v[3])::"memory");
+}
+
+/* Registers of which it does not matter what they hold. */
+template <int COUNT> static __device__ __forceinline__ void no_matter(float (&v)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        asm volatile("" : "=f"(v[i]));
 }
 
 /* v in a register from here on: found out by now, and not where it is wanted, or anew in each round
