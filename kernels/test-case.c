@@ -253,7 +253,8 @@ void instance_fini(struct instance *instance) {
 void instance_init_y(const struct instance *instance, struct plane *y, int64_t gap) {
     const struct shape *shape = &instance->shape;
 
-    plane_init(y, instance->backend, shape->kind, shape->type, shape->m, shape->n, gap, false);
+    plane_init(y, instance->backend, shape->kind, shape->type, shape->m, shape->n, gap,
+               shape->y_aligned);
 }
 
 /* NaN everywhere, or the residual's rows where the GEMM works in place. */

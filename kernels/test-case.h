@@ -27,6 +27,7 @@ struct shape {
     int scale_log2;       /* scales are so many powers of two larger, and X smaller */
     int64_t x_gap, y_gap; /* elements that the strides are larger than needed */
     bool x_aligned;       /* X's rows begin on 16 bytes */
+    bool y_aligned;       /* the same of Y */
     enum fq_activation activation;
     enum fq_memory_kind kind;
     int64_t gate_group; /* 0: no gate */

@@ -160,23 +160,34 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         int64_t n, k, m;
         int bits;
         bool on_device; /* gives all multiprocessors of a GPU something to do, in its wide forms */
-        bool bf16;      /* X and scales are, and there are no zero points */
-    } sizes[] = {{513, 1500, 20, 8, false, false}, {513, 1500, 20, 4, false, false},
-                 {513, 1500, 20, 3, false, false}, {77, 1111, 500, 8, false, false},
-                 {77, 1111, 500, 4, false, false}, {77, 1111, 500, 3, false, false},
-                 {8464, 520, 190, 4, true, false}, {8464, 520, 250, 8, true, false},
-                 {8464, 520, 190, 3, true, false}, {8464, 520, 190, 8, true, true},
-                 {8464, 520, 190, 4, true, true},  {6464, 1500, 500, 8, true, true},
-                 {6464, 1500, 500, 3, true, true}, {13000, 200, 600, 4, true, false},
-                 {26000, 70, 300, 8, true, false}, {13000, 520, 600, 8, true, true}};
+        enum fq_dtype type; /* 0: any; FQ_BF16: scales are, too, and there are no zero points */
+        bool plain;         /* nothing but products and a bias, to where a copy engine can go */
+    } sizes[] = {{.n = 513, .k = 1500, .m = 20, .bits = 8},
+                 {.n = 513, .k = 1500, .m = 20, .bits = 4},
+                 {.n = 513, .k = 1500, .m = 20, .bits = 3},
+                 {.n = 77, .k = 1111, .m = 500, .bits = 8},
+                 {.n = 77, .k = 1111, .m = 500, .bits = 4},
+                 {.n = 77, .k = 1111, .m = 500, .bits = 3},
+                 {8464, 520, 190, 4, .on_device = true},
+                 {8464, 520, 250, 8, .on_device = true},
+                 {8464, 520, 190, 3, .on_device = true},
+                 {8464, 520, 190, 8, .on_device = true, .type = FQ_BF16},
+                 {8464, 520, 190, 4, .on_device = true, .type = FQ_BF16},
+                 {6464, 1500, 500, 8, .on_device = true, .type = FQ_BF16},
+                 {6464, 1500, 500, 3, .on_device = true, .type = FQ_BF16},
+                 /* several blocks a worker, of one tile of K, of a few, and of more than a ring */
+                 {26000, 64, 300, 8, .on_device = true, .type = FQ_F16, .plain = true},
+                 {13000, 200, 600, 4, .on_device = true, .type = FQ_F16, .plain = true},
+                 {13000, 520, 600, 8, .on_device = true, .type = FQ_BF16, .plain = true},
+                 {13000, 520, 600, 4, .on_device = true, .type = FQ_F16, .plain = true}};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 
     for (size_t i = 0; i < COUNT(sizes); i++) {
         struct shape shape = {.bits = sizes[i].bits,
-                              .scale_type = sizes[i].bf16 ? FQ_BF16 : scale_types[i % 2],
+                              .scale_type = sizes[i].type == FQ_BF16 ? FQ_BF16 : scale_types[i % 2],
                               .group = i % 2 ? 64 : 128,
-                              .zeros = i % 2 && !sizes[i].bf16};
+                              .zeros = i % 2 && sizes[i].type != FQ_BF16};
 
         if (sizes[i].on_device && !info.device_memory)
             continue;
@@ -187,10 +198,17 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         shape.group = i % 2 ? 64 : 128;
         shape.gate_group = shape.gate_group ? 192 - shape.group : 0;
         shape.row_pointers = false;
-        if (sizes[i].bf16) {
-            shape.type = FQ_BF16;
+        if (sizes[i].type)
+            shape.type = sizes[i].type;
+        if (sizes[i].type == FQ_BF16) {
             shape.gate_scale_type = FQ_BF16;
             shape.gate_zeros = false;
+        }
+        if (sizes[i].plain) {
+            shape.gate_group = 0;
+            shape.activation = FQ_ACTIVATION_NONE;
+            shape.residual = RESIDUAL_NONE;
+            shape.y_aligned = true;
         }
         check_shape(backend, &shape);
     }
