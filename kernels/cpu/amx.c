@@ -1,17 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Eight rows of X and more, any number of them, where the processor multiplies tiles of
- * bytes (AMX-INT8): up to 16 rows of 64 bytes by as many of 16 columns, 16384 products
- * in 16 cycles.  The arithmetic is dot.c's, and its results are, bit for bit.
+ * Any number of rows where the processor multiplies tiles of bytes (AMX-INT8): up to
+ * 16 rows of 64 bytes by as many of 16 columns, 16384 products in 16 cycles.  The
+ * arithmetic is dot.c's, and its results are, bit for bit.
  *
- *     A    a limb of 16 rows of X; where a pass is of eight, two limbs, one below the
- *          other (signed)
+ *     A    limbs of a block of rows of X, limb below limb: all three, or two and then
+ *          the third (signed)
  *     B    16 rows of W: four columns of each in 64 bytes, as unpack() gives them; 8
  *          bits straight from where the codes lie
  *     C    sums of a chunk, int32, 16 rows of W wide
  *
- * A chunk's C is stored, its limbs are put together, scaled and added in vectors,
- * which is most of the work: it goes on beside the next tiles.
+ * What bounds it is what surrounds the products: codes become bytes in memory, which B
+ * is loaded from, and C goes through memory to vectors.  Neither may be asked for right
+ * after it was stored, or all waits some hundred cycles for the stores; and the work
+ * between two products has to be little, so that the next one is within sight.  So of a
+ * unit, a tile of 16 rows of W,
+ *
+ *     codes are unpacked     two units before
+ *     B is multiplied        and C stored, where the chunk ends
+ *     sums are put together  two units later, scaled and added up
  */
 #include "dot.h"
 
@@ -19,9 +26,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define AHEAD   16384                  /* bytes of codes that are asked for before their use */
+#define AHEAD   4096                   /* bytes of codes that are asked for before their use */
 #define VECTORS (FQ_CPU_BLOCK / LANES) /* of rows of W in a block */
-#define ROWS    FQ_CPU_TILE_ROWS       /* of a tile */
+#define LAG     2                      /* units: of the four vectors, which are unrolled */
 
 bool fq_cpu_amx_allowed(void) {
     enum {
@@ -34,17 +41,18 @@ bool fq_cpu_amx_allowed(void) {
 
 /* ---- Tiles ------------------------------------------------------------------------------- */
 
-/* Tile registers: B in 0 and 1, A in 2 and 3, C in 4 to 7. */
+/* Tile registers: B in 0 and 1, A in 2, C of the four vectors in 4 to 7.  What memory is read and
+ * written is said by operands: a clobber of all of it would have every address fetched again. */
+#define TILE_BYTES (FQ_CPU_TILE_ROWS * FQ_CPU_TILE)
 #define TILE_LOAD(tile, from, pitch)                                                               \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile                                            \
                      :                                                                             \
-                     : "r"(from), "r"((int64_t)(pitch))                                            \
-                     : "memory")
+                     : "r"(from), "r"((int64_t)(pitch)),                                           \
+                       "m"(*(const uint8_t(*)[TILE_BYTES])(const void *)(from)))
 #define TILE_STORE(tile, to)                                                                       \
-    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)"                                        \
-                     :                                                                             \
-                     : "r"(to), "r"((int64_t)LANES * 4)                                            \
-                     : "memory")
+    __asm__ volatile("tilestored %%tmm" #tile ", (%1,%2,1)"                                        \
+                     : "=m"(*(uint8_t(*)[TILE_BYTES])(void *)(to))                                 \
+                     : "r"(to), "r"((int64_t)LANES * 4))
 #define TILE_CLEAR(tile) __asm__ volatile("tilezero %%tmm" #tile :::)
 /* C += A · B; B of unsigned bytes, or, 8 bits, of signed ones. */
 #define TILE_DOT(c, a, b, bits)                                                                    \
@@ -55,8 +63,8 @@ bool fq_cpu_amx_allowed(void) {
             __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #c :::);                    \
     } while (0)
 
-/* Gives A so many columns. */
-static void configure(int columns) {
+/* A of so many rows of `columns` bytes.  Tile operations take a cycle or two a row. */
+static void configure(int a_rows, int columns) {
     struct {
         uint8_t palette, start;
         uint8_t reserved[14];
@@ -65,8 +73,8 @@ static void configure(int columns) {
     } config = {.palette = 1};
 
     for (int i = 0; i < 8; i++) {
-        config.rows[i] = (uint8_t)(i < 2 ? columns / 4 : ROWS);
-        config.row_bytes[i] = (uint16_t)(i == 2 || i == 3 ? columns : LANES * 4);
+        config.rows[i] = (uint8_t)(i < 2 ? columns / 4 : a_rows);
+        config.row_bytes[i] = (uint16_t)(i == 2 ? columns : LANES * 4);
     }
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
@@ -75,181 +83,128 @@ static void release(void) {
     __asm__ volatile("tilerelease");
 }
 
-/* ---- Codes to bytes ---------------------------------------------------------------------- */
+/* C of a vector: A times B, added to what is there unless it is the chunk's first. */
+INLINE void multiply(const uint8_t *b, int64_t pitch, int vector, bool first, int bits) {
+#define UNIT(b_tile, c_tile)                                                                       \
+    do {                                                                                           \
+        TILE_LOAD(b_tile, b, pitch);                                                               \
+        if (first)                                                                                 \
+            TILE_CLEAR(c_tile);                                                                    \
+        TILE_DOT(c_tile, 2, b_tile, bits);                                                         \
+    } while (0)
+    if (vector == 0)
+        UNIT(0, 4);
+    else if (vector == 1)
+        UNIT(1, 5);
+    else if (vector == 2)
+        UNIT(0, 6);
+    else
+        UNIT(1, 7);
+#undef UNIT
+}
 
-/* A chunk's bytes that B is loaded from. */
-struct bytes {
-    const uint8_t *at;
-    int pitch;  /* from four columns to the next four */
-    int vector; /* from 16 rows of W to the next 16 */
-    int tile;   /* from the columns of a tile to those of the next one */
+INLINE void store_c(int vector, int32_t (*to)[LANES]) {
+    if (vector == 0)
+        TILE_STORE(4, to);
+    else if (vector == 1)
+        TILE_STORE(5, to);
+    else if (vector == 2)
+        TILE_STORE(6, to);
+    else
+        TILE_STORE(7, to);
+}
+
+/* ---- B ----------------------------------------------------------------------------------- */
+
+/* What a pass is; bits, columns and limbs are known when compiled. */
+struct plan {
+    int64_t rows;
+    int batch;         /* rows whose limbs lie side by side: fq_cpu_tile_rows() */
+    int a_rows;        /* of a tile of A: limbs of so many */
+    int bits, columns; /* of the codes; of a tile of A */
+    int limbs;         /* that a tile of A has of all rows, which are one batch; or 0 */
 };
 
-typedef uint8_t unpacked[FQ_CPU_SEGMENT * FQ_CPU_BLOCK];
-
-/* Asks for as many bytes of codes, AHEAD of these. */
-INLINE void prefetch(const uint8_t *codes, int bytes) {
-    for (int at = 0; at < bytes; at += 64)
-        _mm_prefetch((const char *)codes + at + AHEAD, _MM_HINT_T1);
-}
-
-INLINE void unpack_step(const uint8_t *codes, int64_t step, int half, uint8_t *to, int vector,
-                        int bits) {
-    const int bytes = FQ_CPU_BLOCK * FQ_CPU_STEP * bits / 8;
-
-    prefetch(codes + step * bytes, bytes);
-    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < VECTORS; v++) _mm512_store_si512(
-        to + v * vector + i * 64, unpack(codes + v * LANES * 4, step, half, i, bits));
-}
-
-/* 8 bits: the last columns of K, where a tile would reach beyond them. */
-static void copy_codes(const uint8_t *codes, int columns, const struct bytes *layout, uint8_t *to) {
-    for (int k = 0; k < columns; k += 4, codes += FQ_CPU_BLOCK * 4)
-        for (int v = 0; v < VECTORS; v++)
-            memcpy(to + v * layout->vector + k / 4 * layout->pitch, codes + v * LANES * 4,
-                   LANES * 4);
-}
-
-/* The codes of a chunk as bytes. */
-INLINE struct bytes unpack_chunk(const struct block *block, const struct fq_cpu_span *span,
-                                 uint8_t *to, int bits) {
-    const int columns = block->fixed->columns, columns_log2 = __builtin_ctz((unsigned)columns);
-    const int count = (int)(span->end - span->begin);
-    const int64_t first = span->begin / FQ_CPU_STEP;
-    struct bytes bytes = {to, LANES * 4, columns * LANES, columns * FQ_CPU_BLOCK};
-
-    if (bits == 8) {
-        const uint8_t *codes = block->codes + span->begin * FQ_CPU_BLOCK;
-
-        prefetch(codes, count * FQ_CPU_BLOCK);
-        if ((count & (columns - 1)) == 0)
-            return (struct bytes){codes, FQ_CPU_BLOCK * 4, LANES * 4, columns * FQ_CPU_BLOCK};
-        for (int k = 0; k < count; k += columns)
-            copy_codes(codes + k * FQ_CPU_BLOCK, count - k < columns ? count - k : columns, &bytes,
-                       to + k * FQ_CPU_BLOCK);
-        return bytes;
-    }
-    for (int k = 0; k < count; k += FQ_CPU_STEP) {
-        uint8_t *out =
-            to + (k >> columns_log2) * bytes.tile + (k & (columns - 1)) / 4 * bytes.pitch;
-
-        if (bits == 3 && (first + k / FQ_CPU_STEP) % 2)
-            unpack_step(block->codes, first + k / FQ_CPU_STEP, 1, out, bytes.vector, bits);
-        else
-            unpack_step(block->codes, first + k / FQ_CPU_STEP, 0, out, bytes.vector, bits);
-    }
-    return bytes;
-}
-
-/* ---- A chunk ----------------------------------------------------------------------------- */
-
+/* Columns that share a scale, and where B of them is. */
 struct chunk {
     struct fq_cpu_span span;
-    struct bytes b;
-    int tiles; /* of its columns */
-    int limbs;
+    int limbs;            /* in use */
+    int count, tiles;     /* columns, and tiles of them; the last may reach beyond */
+    const uint8_t *codes; /* of the first step; 3 bits: of the first pair of steps */
+    uint8_t *bytes;       /* [tiles][VECTORS][columns / 4][64]: unpacked, or copied */
 };
 
-/* C of a block of rows of X and 32 rows of W, limb below limb. */
-typedef int32_t product[2][FQ_CPU_LIMBS * ROWS][LANES];
+INLINE uint8_t *bytes_of(struct plan plan, const struct chunk *chunk, int tile, int vector) {
+    return chunk->bytes + (tile * VECTORS + vector) * plan.columns * LANES;
+}
 
-/* a: the first limbs of the rows.  known: B of one tile is still there, from other rows. */
-INLINE void multiply(const struct fq_cpu_fixed *fixed, const int8_t *a, const struct chunk *chunk,
-                     int pair, bool known, product c, int rows, int bits) {
-    const int pieces = (chunk->limbs * rows + ROWS - 1) / ROWS; /* tiles of A */
-    const int64_t piece = (int64_t)ROWS * fixed->columns;
-    const uint8_t *const first = chunk->b.at + 2 * pair * chunk->b.vector;
+/* Asks for the lines of a tile in their order, each vector its part. */
+INLINE void prefetch(struct plan plan, const struct chunk *chunk, int tile, int vector) {
+    const int part = plan.columns * LANES * plan.bits / 8;
+    const uint8_t *first = chunk->codes + (tile * VECTORS + vector) * part;
 
-    for (int p = 0; p < pieces; p += 2) {
-        const bool two = p + 1 < pieces, has_b = (known || p > 0) && chunk->tiles == 1;
-        const int8_t *from = a + p * piece;
-        const uint8_t *b = first;
+    UNROLL for (int i = 0; i < part; i += 64)
+        _mm_prefetch((const char *)first + i + AHEAD, _MM_HINT_T0);
+}
 
-        TILE_CLEAR(4);
-        TILE_CLEAR(5);
-        TILE_CLEAR(6);
-        TILE_CLEAR(7);
-        for (int i = 0; i < chunk->tiles; i++, from += fixed->columns_pitch, b += chunk->b.tile) {
-            TILE_LOAD(2, from, fixed->columns);
-            if (!has_b) {
-                TILE_LOAD(0, b, chunk->b.pitch);
-                TILE_LOAD(1, b + chunk->b.vector, chunk->b.pitch);
-            }
-            TILE_DOT(4, 2, 0, bits);
-            TILE_DOT(5, 2, 1, bits);
-            if (two) {
-                TILE_LOAD(3, from + piece, fixed->columns);
-                TILE_DOT(6, 3, 0, bits);
-                TILE_DOT(7, 3, 1, bits);
-            }
-        }
-        TILE_STORE(4, c[0][p * ROWS]);
-        TILE_STORE(5, c[1][p * ROWS]);
-        if (two) {
-            TILE_STORE(6, c[0][(p + 1) * ROWS]);
-            TILE_STORE(7, c[1][(p + 1) * ROWS]);
-        }
+INLINE void unpack_step(struct plan plan, const uint8_t *codes, int step, int half, uint8_t *to) {
+    UNROLL for (int i = 0; i < 4; i++)
+        _mm512_store_si512(to + i * LANES * 4, unpack(codes, step, half, i, plan.bits));
+}
+
+/* A unit's codes to bytes.  Behind the last columns of K bytes stay what they were: X is zero
+ * there. */
+INLINE void unpack_unit(struct plan plan, const struct chunk *chunk, int tile, int vector) {
+    const int left = chunk->count - tile * plan.columns;
+    const uint8_t *codes = chunk->codes + vector * LANES * 4;
+    uint8_t *to = bytes_of(plan, chunk, tile, vector);
+
+    prefetch(plan, chunk, tile, vector);
+    if (plan.bits == 3 && plan.columns == FQ_CPU_STEP) { /* a pair of steps may begin outside */
+        const int step = tile + (int)(chunk->span.begin / FQ_CPU_STEP % 2);
+
+        if (step % 2)
+            unpack_step(plan, codes, step, 1, to);
+        else
+            unpack_step(plan, codes, step, 0, to);
+        return;
+    }
+    codes += tile * plan.columns * FQ_CPU_BLOCK * plan.bits / 8;
+    UNROLL for (int step = 0; step < plan.columns / FQ_CPU_STEP; step++) {
+        if (step * FQ_CPU_STEP == left)
+            break;
+        unpack_step(plan, codes, step, step % 2, to + step * FQ_CPU_STEP * LANES);
     }
 }
 
-/* part[count][lane..], 32 rows of W, += C, its limbs put together, over the unit. */
-INLINE void add_limbs(const struct block *block, const struct fq_cpu_chunk *chunk, int64_t group,
-                      product c, int lane, float *part, int count, int rows, int bits, int limbs,
-                      bool zeros) {
-    __m512 scale[2], zero[2];
-
-    UNROLL for (int v = 0; v < 2; v++) {
-        const int64_t at = group * FQ_CPU_BLOCK + lane + v * LANES;
-
-        scale[v] = scale_of(block->scales + at, block->weights->base.info.scale_type);
-        if (zeros)
-            zero[v] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
-                _mm_loadu_si128((const __m128i *)(const void *)(block->zeros + at))));
-    }
-    for (int m = 0; m < count; m++, part += FQ_CPU_BLOCK) {
-        UNROLL for (int v = 0; v < 2; v++) {
-            float *out = part + lane + v * LANES;
-            __m512i low = _mm512_add_epi32(_mm512_load_si512(c[v][m]),
-                                           _mm512_slli_epi32(_mm512_load_si512(c[v][rows + m]), 8));
-            __m512 sum;
-
-            if (bits != 8)
-                low = _mm512_add_epi32(low, _mm512_set1_epi32(chunk[m].offset[0]));
-            sum = _mm512_cvtepi32_ps(low);
-            if (limbs == LIMBS_ALL) {
-                __m512i high = _mm512_load_si512(c[v][2 * rows + m]);
-
-                if (bits != 8)
-                    high = _mm512_add_epi32(high, _mm512_set1_epi32(chunk[m].offset[1]));
-                sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(65536), sum);
-            }
-            if (zeros)
-                sum = _mm512_fnmadd_ps(zero[v], _mm512_set1_ps(chunk[m].sum), sum);
-            _mm512_store_ps(out, _mm512_fmadd_ps(sum, scale[v], _mm512_load_ps(out)));
-        }
-    }
+/* Unpacks the unit LAG behind this one, of this chunk or, if there is one, the next. */
+INLINE void unpack_ahead(struct plan plan, const struct chunk *chunk, const struct chunk *next,
+                         bool more, int tile, int vector) {
+    if (vector < VECTORS - LAG)
+        unpack_unit(plan, chunk, tile, vector + LAG);
+    else if (tile + 1 < chunk->tiles)
+        unpack_unit(plan, chunk, tile + 1, vector + LAG - VECTORS);
+    else if (more)
+        unpack_unit(plan, next, 0, vector + LAG - VECTORS);
 }
 
-INLINE void add(const struct block *block, const struct chunk *chunk, int64_t row, int pair,
-                product c, float *part, int count, int rows, int bits) {
-    const struct fq_cpu_fixed *fixed = block->fixed;
-    const struct fq_cpu_chunk *first =
-        fixed->chunks + (chunk->span.chunks - 1) * fixed->chunks_pitch + row;
-    const int64_t group = chunk->span.group;
-    const int lane = pair * 2 * LANES;
+/* 8 bits: B straight from the codes, but for the last columns of K, which a tile would reach
+ * beyond. */
+INLINE const uint8_t *codes_of_8(struct plan plan, const struct chunk *chunk, int tile, int vector,
+                                 int64_t *pitch) {
+    const int left = chunk->count - tile * plan.columns;
+    const uint8_t *codes = chunk->codes + tile * plan.columns * FQ_CPU_BLOCK + vector * LANES * 4;
+    uint8_t *to;
 
-    part += row * FQ_CPU_BLOCK;
-    if (block->zeros && chunk->limbs == LIMBS_ALL)
-        add_limbs(block, first, group, c, lane, part, count, rows, bits, LIMBS_ALL, true);
-    else if (block->zeros)
-        add_limbs(block, first, group, c, lane, part, count, rows, bits, LIMBS_FEW, true);
-    else if (chunk->limbs == LIMBS_ALL)
-        add_limbs(block, first, group, c, lane, part, count, rows, bits, LIMBS_ALL, false);
-    else
-        add_limbs(block, first, group, c, lane, part, count, rows, bits, LIMBS_FEW, false);
+    *pitch = FQ_CPU_BLOCK * 4;
+    if (left >= plan.columns)
+        return codes;
+    to = bytes_of(plan, chunk, tile, vector);
+    for (int k = 0; k < left; k += 4)
+        memcpy(to + k * LANES, codes + k * FQ_CPU_BLOCK, LANES * 4);
+    *pitch = LANES * 4;
+    return to;
 }
-
-/* ---- A block ----------------------------------------------------------------------------- */
 
 /* The limbs that the rows' segment needs. */
 static int limbs_of(const struct fq_cpu_fixed *fixed, int64_t rows, int64_t segment) {
@@ -259,71 +214,219 @@ static int limbs_of(const struct fq_cpu_fixed *fixed, int64_t rows, int64_t segm
     return LIMBS_FEW;
 }
 
-/* The chunk behind `chunk`, unpacked to `to`; false: there is none. */
-INLINE bool next_chunk(const struct block *block, struct chunk *chunk, int64_t rows, uint8_t *to,
-                       int bits) {
-    const int columns_log2 = __builtin_ctz((unsigned)block->fixed->columns);
+/* Goes to the next chunk; false: there is none. */
+INLINE bool next_chunk(struct plan plan, const struct block *block, struct chunk *chunk) {
     const int64_t segment = chunk->span.segments;
+    int64_t begin;
 
     do {
         if (!fq_cpu_next_span(block->weights, &chunk->span) ||
             chunk->span.segment_begin >= block->end)
             return false;
     } while (chunk->span.segment_begin < block->begin);
-    if (chunk->span.segments != segment)
-        chunk->limbs = limbs_of(block->fixed, rows, chunk->span.segments - 1);
-    chunk->tiles =
-        (int)((chunk->span.end - chunk->span.begin + block->fixed->columns - 1) >> columns_log2);
-    chunk->b = unpack_chunk(block, &chunk->span, to, bits);
+    begin = chunk->span.begin;
+    if (plan.bits == 3)
+        begin -= begin % (2 * FQ_CPU_STEP);
+    chunk->codes = block->codes + begin * FQ_CPU_BLOCK * plan.bits / 8;
+    chunk->count = (int)(chunk->span.end - chunk->span.begin);
+    chunk->tiles = (chunk->count + plan.columns - 1) / plan.columns;
+    if (plan.limbs)
+        chunk->limbs = plan.limbs;
+    else if (chunk->span.segments != segment)
+        chunk->limbs = limbs_of(block->fixed, plan.rows, chunk->span.segments - 1);
     return true;
 }
 
-/* A step of a chunk: some rows of X times 32 rows of W. */
-struct step {
-    int pair;        /* which 32 */
-    int64_t row;     /* of X, the first */
-    const int8_t *a; /* its limbs */
+/* ---- C ----------------------------------------------------------------------------------- */
+
+/* Rows of X that are multiplied together, in a chunk. */
+struct batch {
+    const struct fq_cpu_chunk *x; /* [count] */
+    int64_t segment, group, row;
+    int count, limbs; /* count: 0: none */
 };
 
-/* values[rows][64]: all rows' products.  What is multiplied is added a step later. */
-INLINE void run_block(const struct block *block, int64_t rows, float *values, int bits) {
-    _Alignas(64) float part[FQ_DECODE_ROWS * FQ_CPU_BLOCK];
-    _Alignas(64) unpacked codes[2];
-    _Alignas(64) product c[2];
-    const struct fq_cpu_fixed *fixed = block->fixed;
-    const int tile_rows = fq_cpu_tile_rows(rows);
-    const int columns_log2 = __builtin_ctz((unsigned)fixed->columns);
-    const int steps = 2 * (int)((rows + tile_rows - 1) / tile_rows);
-    struct chunk chunk = {0};
-    bool more = next_chunk(block, &chunk, rows, codes[0], bits);
+/* What has been summed of a block. */
+struct sums {
+    _Alignas(64) float part[FQ_DECODE_ROWS * FQ_CPU_BLOCK]; /* of a segment, over its unit */
+    int64_t segment;
+    float *values; /* [rows][64]: of the segments before */
+};
 
-    memset(part, 0, (size_t)rows * FQ_CPU_BLOCK * sizeof *part);
-    memset(values, 0, (size_t)rows * FQ_CPU_BLOCK * sizeof *values);
-    configure(fixed->columns);
-    for (int turn = 1; more; turn ^= 1) {
-        const struct chunk this = chunk;
-        const int8_t *a = fixed->limbs + (this.span.begin >> columns_log2) * fixed->columns_pitch;
-        struct step here = {.a = a}, before = here;
+/* part[count][lane..], 16 rows of W, += C, its limbs put together, over the unit. */
+INLINE void add_limbs(struct plan plan, const struct block *block, const struct batch *batch,
+                      int32_t (*c)[LANES], int lane, float *part, int limbs, bool zeros) {
+    const struct fq_cpu_chunk *x = batch->x;
+    const int64_t at = batch->group * FQ_CPU_BLOCK + lane;
+    const __m512 scale = scale_of(block->scales + at, block->weights->base.info.scale_type);
+    __m512 zero = _mm512_setzero_ps();
 
-        for (int i = 0; i <= steps; i++) {
-            if (i < steps)
-                multiply(fixed, here.a, &this, here.pair, here.row > 0, c[i % 2], tile_rows, bits);
-            else
-                more = next_chunk(block, &chunk, rows, codes[turn], bits);
-            if (i > 0)
-                add(block, &this, before.row, before.pair, c[1 - i % 2], part,
-                    (int)(rows - before.row < tile_rows ? rows - before.row : tile_rows), tile_rows,
-                    bits);
-            before = here;
-            here.row += tile_rows;
-            here.a += FQ_CPU_LIMBS * fixed->pitch;
-            if (here.row >= rows)
-                here = (struct step){.pair = 1, .a = a};
+    if (zeros)
+        zero = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+            _mm_loadu_si128((const __m128i *)(const void *)(block->zeros + at))));
+    part += batch->row * FQ_CPU_BLOCK + lane;
+    for (int m = 0; m < batch->count; m++, x++, part += FQ_CPU_BLOCK) {
+        __m512i low = _mm512_add_epi32(_mm512_load_si512(c[m]),
+                                       _mm512_slli_epi32(_mm512_load_si512(c[plan.batch + m]), 8));
+        __m512 sum;
+
+        if (plan.bits != 8)
+            low = _mm512_add_epi32(low, _mm512_set1_epi32(x->offset[0]));
+        sum = _mm512_cvtepi32_ps(low);
+        if (limbs == LIMBS_ALL) {
+            __m512i high = _mm512_load_si512(c[2 * plan.batch + m]);
+
+            if (plan.bits != 8)
+                high = _mm512_add_epi32(high, _mm512_set1_epi32(x->offset[1]));
+            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(65536), sum);
         }
-        if (!more || chunk.span.segments != this.span.segments)
-            end_segment(block, this.span.segments - 1, part, values, (int)rows);
+        if (zeros)
+            sum = _mm512_fnmadd_ps(zero, _mm512_set1_ps(x->sum), sum);
+        _mm512_store_ps(part, _mm512_fmadd_ps(sum, scale, _mm512_load_ps(part)));
     }
+}
+
+/* Adds a vector's C to the sums; what they hold of another segment goes to the values first. */
+INLINE void add(struct plan plan, const struct block *block, const struct batch *batch,
+                int32_t (*c)[LANES], int vector, struct sums *sums) {
+    const int limbs = plan.limbs ? plan.limbs : batch->limbs, lane = vector * LANES;
+
+    if (batch->segment != sums->segment) {
+        end_segment(block, sums->segment, sums->part, sums->values, (int)plan.rows);
+        sums->segment = batch->segment;
+    }
+    if (block->zeros && limbs == LIMBS_ALL)
+        add_limbs(plan, block, batch, c, lane, sums->part, LIMBS_ALL, true);
+    else if (block->zeros)
+        add_limbs(plan, block, batch, c, lane, sums->part, LIMBS_FEW, true);
+    else if (limbs == LIMBS_ALL)
+        add_limbs(plan, block, batch, c, lane, sums->part, LIMBS_ALL, false);
+    else
+        add_limbs(plan, block, batch, c, lane, sums->part, LIMBS_FEW, false);
+}
+
+/* ---- A block ----------------------------------------------------------------------------- */
+
+/* values[rows][64]: all rows' products. */
+INLINE void run_block(struct plan plan, const struct block *block, float *values) {
+    /* in turns, since the last rows of a chunk want its bytes while the next one's are unpacked */
+    _Alignas(64) uint8_t bytes[2][FQ_CPU_SEGMENT * FQ_CPU_BLOCK];
+    _Alignas(64) int32_t c[VECTORS * 2 * FQ_CPU_TILE_ROWS][LANES];
+    const int c_rows = (plan.limbs ? 1 : 2) * FQ_CPU_TILE_ROWS; /* of a vector */
+    const struct fq_cpu_fixed *fixed = block->fixed;
+    struct sums sums;
+    struct chunk next = {.bytes = bytes[0]};
+    struct batch rest = {0}; /* whose last LAG vectors are still in C */
+    bool more = next_chunk(plan, block, &next);
+
+    memset(values, 0, (size_t)plan.rows * FQ_CPU_BLOCK * sizeof *values);
+    if (!more)
+        return;
+    memset(sums.part, 0, (size_t)plan.rows * FQ_CPU_BLOCK * sizeof *sums.part);
+    sums.segment = next.span.segments - 1;
+    sums.values = values;
+    configure(plan.a_rows, plan.columns);
+    if (plan.bits != 8)
+        UNROLL for (int v = 0; v < LAG; v++) unpack_unit(plan, &next, 0, v);
+    while (more) {
+        const struct chunk chunk = next;
+        const int8_t *a = fixed->limbs + chunk.span.begin / plan.columns * fixed->columns_pitch;
+        const int pieces = /* tiles of A */
+            !plan.limbs && chunk.limbs * plan.batch > plan.a_rows ? 2 : 1;
+        struct batch batch = {
+            .x = fixed->chunks + (chunk.span.chunks - 1) * fixed->chunks_pitch,
+            .segment = chunk.span.segments - 1,
+            .group = chunk.span.group,
+            .limbs = chunk.limbs,
+        };
+
+        more = next_chunk(plan, block, &next);
+        if (!plan.limbs)
+            next.bytes = chunk.bytes == bytes[0] ? bytes[1] : bytes[0];
+        do {
+            const int64_t left = plan.rows - batch.row;
+
+            batch.count = plan.limbs || left > plan.batch ? plan.batch : (int)left;
+            for (int piece = 0; piece < pieces; piece++)
+                for (int tile = 0; tile < chunk.tiles; tile++) {
+                    const bool first = plan.limbs || (batch.row == 0 && piece == 0);
+                    const bool last = tile == chunk.tiles - 1;
+
+                    TILE_LOAD(2,
+                              a + tile * fixed->columns_pitch + piece * plan.a_rows * plan.columns,
+                              plan.columns);
+                    UNROLL for (int v = 0; v < VECTORS; v++) {
+                        const uint8_t *b = bytes_of(plan, &chunk, tile, v);
+                        int64_t pitch = LANES * 4;
+
+                        if (plan.bits == 8)
+                            b = codes_of_8(plan, &chunk, tile, v, &pitch);
+                        if (first && plan.bits == 8)
+                            prefetch(plan, &chunk, tile, v);
+                        else if (first)
+                            unpack_ahead(plan, &chunk, &next, more, tile, v);
+                        multiply(b, pitch, v, tile == 0, plan.bits);
+                        if (v < LAG && rest.count)
+                            add(plan, block, &rest, c + (VECTORS - LAG + v) * c_rows,
+                                VECTORS - LAG + v, &sums);
+                        if (last)
+                            store_c(v, c + v * c_rows + piece * plan.a_rows);
+                        if (v >= LAG && last && piece == pieces - 1)
+                            add(plan, block, &batch, c + (v - LAG) * c_rows, v - LAG, &sums);
+                    }
+                    rest.count = 0;
+                }
+            rest = batch;
+            a += FQ_CPU_LIMBS * fixed->pitch;
+            batch.row += plan.batch;
+            batch.x += plan.batch;
+        } while (!plan.limbs && batch.row < plan.rows);
+    }
+    UNROLL for (int v = VECTORS - LAG; v < VECTORS; v++)
+        add(plan, block, &rest, c + v * c_rows, v, &sums);
+    end_segment(block, sums.segment, sums.part, values, (int)plan.rows);
     release();
+}
+
+/* The limbs of all rows, if a tile holds those that they have. */
+static int limbs_of_all(const struct fq_cpu_fixed *fixed, int64_t rows, int batch, int in_tile) {
+    for (int64_t m = 0; m < rows; m++)
+        if (fixed[m].most_limbs > in_tile)
+            return 0;
+    return batch == rows ? in_tile : 0;
+}
+
+INLINE void run_bits(const struct block *block, int64_t rows, float *values, enum fq_dtype type,
+                     int bits) {
+    const int batch = fq_cpu_tile_rows(rows, type), in_tile = fq_cpu_tile_limbs(type);
+    const int limbs = limbs_of_all(block->fixed, rows, batch, in_tile);
+    struct plan plan = {rows, batch, in_tile * batch, bits, FQ_CPU_TILE, 0};
+
+    /* what is constant here is so in all of run_block() */
+    if (block->fixed->columns == FQ_CPU_STEP) {
+        plan.columns = FQ_CPU_STEP;
+        run_block(plan, block, values);
+    } else if (block->fixed->columns == FQ_CPU_TILE / 2) {
+        plan.columns = FQ_CPU_TILE / 2;
+        run_block(plan, block, values);
+    } else if (limbs == LIMBS_FEW) {
+        plan.limbs = LIMBS_FEW;
+        run_block(plan, block, values);
+    } else if (limbs == LIMBS_ALL) {
+        plan.limbs = LIMBS_ALL;
+        run_block(plan, block, values);
+    } else {
+        run_block(plan, block, values);
+    }
+}
+
+static void run_any(const struct block *block, int64_t rows, float *values, enum fq_dtype type) {
+    if (block->weights->base.info.bits == 8)
+        run_bits(block, rows, values, type, 8);
+    else if (block->weights->base.info.bits == 4)
+        run_bits(block, rows, values, type, 4);
+    else
+        run_bits(block, rows, values, type, 3);
 }
 
 /* values[operand][rows][64], over part `split` of K. */
@@ -332,12 +435,7 @@ static void run(const struct fq_cpu_job *job, int64_t index, int64_t split, int6
     for (int i = 0; i < job->operands; i++, values += job->rows * FQ_CPU_BLOCK) {
         const struct block block = block_of(job, i, index, 0, split, splits);
 
-        if (block.weights->base.info.bits == 8)
-            run_block(&block, job->rows, values, 8);
-        else if (block.weights->base.info.bits == 4)
-            run_block(&block, job->rows, values, 4);
-        else
-            run_block(&block, job->rows, values, 3);
+        run_any(&block, job->rows, values, job->gemm->type);
     }
 }
 

@@ -174,9 +174,9 @@ struct parts {
 
 /* Bytes that the limbs of so many rows take, and what may be read behind them. */
 static size_t limbs_size(const struct fq_cpu_kernels *kernels, const struct fq_cpu_weights *weights,
-                         size_t rows) {
+                         size_t rows, enum fq_dtype type) {
     const size_t k = (size_t)weights->k_padded, bytes = (size_t)kernels->limb_bytes;
-    const size_t block = (size_t)fq_cpu_tile_rows((int64_t)rows);
+    const size_t block = (size_t)fq_cpu_tile_rows((int64_t)rows, type);
 
     if (!kernels->few)
         return rows * k * bytes;
@@ -213,7 +213,7 @@ static struct parts lay_out(const struct cpu_backend *backend, const struct fq_c
         if (!kernels->to_fixed)
             continue;
         parts.of[i].fixed = take(&parts, count * sizeof(struct fq_cpu_fixed));
-        parts.of[i].limbs = take(&parts, limbs_size(kernels, weights, count));
+        parts.of[i].limbs = take(&parts, limbs_size(kernels, weights, count, job->gemm->type));
         parts.of[i].chunks = take(&parts, count * chunks * sizeof(struct fq_cpu_chunk));
         parts.of[i].segments = take(&parts, count * chunks * sizeof(struct fq_cpu_segment));
     }
@@ -226,9 +226,9 @@ static struct parts lay_out(const struct cpu_backend *backend, const struct fq_c
 /* Where the limbs and chunks of row m of so many lie: behind those of the rows before, or in
  * tiles. */
 static void place_row(struct fq_cpu_fixed *fixed, const struct fq_cpu_kernels *kernels,
-                      const struct fq_cpu_weights *weights, int64_t chunks, int64_t m,
-                      int64_t rows) {
-    const int block = fq_cpu_tile_rows(rows);
+                      const struct fq_cpu_weights *weights, int64_t chunks, int64_t m, int64_t rows,
+                      enum fq_dtype type) {
+    const int block = fq_cpu_tile_rows(rows, type);
 
     if (!kernels->few) {
         fixed->limbs += m * weights->k_padded * kernels->limb_bytes;
@@ -261,7 +261,7 @@ static void convert_row(const struct fq_cpu_job *job, int i, const struct fq_cpu
             .segments =
                 (struct fq_cpu_segment *)(void *)(scratch + parts->of[i].segments) + m * chunks,
         };
-        place_row(&fixed[m], kernels, weights, chunks, m, job->rows);
+        place_row(&fixed[m], kernels, weights, chunks, m, job->rows, job->gemm->type);
         kernels->to_fixed(weights, x, job->gemm->type, &fixed[m]);
     }
     if (weights->zeros)
@@ -353,14 +353,20 @@ static bool all_valid(const struct fq_cpu_job *job) {
     return true;
 }
 
+static const struct fq_cpu_kernels *kernels_for(const struct fq_cpu_kernels *kernels,
+                                                const struct fq_cpu_job *job) {
+    for (int i = 0; i < job->operands && kernels->few; i++)
+        if (!fq_cpu_wants_tiles(job->operand[i].weights, job->rows, job->gemm->type))
+            return kernels->few;
+    return kernels;
+}
+
 static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64_t row,
                     int64_t rows, struct fq_error *err) {
     const struct cpu_backend *backend = (const struct cpu_backend *)stream->base.backend;
     const struct fq_cpu_weights *weights = (const struct fq_cpu_weights *)gemm->weights;
-    const struct fq_cpu_kernels *kernels =
-        backend->kernels->few && rows <= FQ_CPU_FEW_ROWS ? backend->kernels->few : backend->kernels;
     const bool decode = gemm->m <= FQ_DECODE_ROWS || !backend->kernels->panel;
-    const bool as_bf16 = !decode && gemm->type == FQ_BF16 && kernels->panel_bf16;
+    const bool as_bf16 = !decode && gemm->type == FQ_BF16 && backend->kernels->panel_bf16;
     const int64_t units = weights->blocks * (decode ? fq_cpu_splits(weights) : 1);
     struct fq_cpu_job job = {
         .gemm = gemm,
@@ -370,6 +376,7 @@ static int run_pass(struct cpu_stream *stream, const struct fq_gemm *gemm, int64
         .rows = rows,
         .threads = backend->threads < units ? backend->threads : (int)units,
     };
+    const struct fq_cpu_kernels *kernels = kernels_for(backend->kernels, &job);
     const struct parts parts = lay_out(backend, kernels, &job, decode);
     int status = reserve(stream, parts.total, err);
 

@@ -72,6 +72,7 @@ struct fq_cpu_fixed {
     int8_t *limbs;                   /* [k_padded / columns][FQ_CPU_LIMBS][columns], or in tiles,
                                         see fq_cpu_tile_rows(); or int16_t [k_padded / 16][2][16]
                                         (words-fixed.c) */
+    int most_limbs;                  /* of a segment */
     int columns;                     /* a power of two, 16 to 64 */
     int64_t pitch, columns_pitch;    /* bytes from a limb to the next, and to the next columns */
     int64_t chunks_pitch;            /* chunks from one to the next */
@@ -198,12 +199,10 @@ struct fq_cpu_kernels {
                    float *values);
     int limb_bytes; /* that a column takes in fixed->limbs */
     /* Not NULL: the limbs of all rows of X lie in tiles, as below, and all rows are valid.  A pass
-     * of no more than FQ_CPU_FEW_ROWS rows, or with one that is not valid, goes to `few`, whose
-     * results are the same bit for bit. */
+     * that fq_cpu_wants_tiles() does not name, or with a row that is not valid, goes to `few`,
+     * whose results are the same bit for bit. */
     const struct fq_cpu_kernels *few;
 };
-
-#define FQ_CPU_FEW_ROWS 7 /* five are slower in tiles, eight are not */
 
 /* The limbs of the rows of a pass in tiles (amx.c), rows in blocks of fq_cpu_tile_rows():
  *
@@ -224,9 +223,31 @@ static inline int fq_cpu_tile_columns(const struct fq_cpu_weights *weights) {
     return group % (FQ_CPU_TILE / 2) == 0 ? FQ_CPU_TILE / 2 : FQ_CPU_STEP;
 }
 
-/* Rows of a block: a tile by two limbs of them, or by one. */
-static inline int fq_cpu_tile_rows(int64_t rows) {
-    return rows * 2 <= FQ_CPU_TILE_ROWS ? FQ_CPU_TILE_ROWS / 2 : FQ_CPU_TILE_ROWS;
+/* Limbs of a row that lie in one tile: fp32 has always all. */
+static inline int fq_cpu_tile_limbs(enum fq_dtype type) {
+    return type == FQ_F32 ? FQ_CPU_LIMBS : FQ_CPU_LIMBS - 1;
+}
+
+/* Rows of a block: as few blocks as can be, of as many rows each. */
+static inline int fq_cpu_tile_rows(int64_t rows, enum fq_dtype type) {
+    const int64_t most = FQ_CPU_TILE_ROWS / fq_cpu_tile_limbs(type);
+    const int64_t blocks = (rows + most - 1) / most;
+
+    return (int)((rows + blocks - 1) / blocks);
+}
+
+/* Where tiles are faster than byte dot products: by how many limbs share a tile's costs, as
+ * measured (NOTES.md). */
+static inline bool fq_cpu_wants_tiles(const struct fq_cpu_weights *weights, int64_t rows,
+                                      enum fq_dtype type) {
+    const int columns = fq_cpu_tile_columns(weights);
+    const int64_t limbs = rows * fq_cpu_tile_limbs(type);
+
+    if (columns < FQ_CPU_TILE / 2)
+        return limbs >= 48;
+    if (columns < FQ_CPU_TILE)
+        return limbs >= 16;
+    return limbs >= (weights->base.info.bits == 8 ? 4 : 6);
 }
 
 extern const struct fq_cpu_kernels fq_cpu_generic;

@@ -85,7 +85,7 @@ INLINE void end_segment(const struct block *block, int64_t segment, float *part,
     }
 }
 
-static void to_f32(float *out, const void *in, enum fq_dtype type, int64_t count) {
+static inline void to_f32(float *out, const void *in, enum fq_dtype type, int64_t count) {
     FALLBACK.to_f32(out, in, type, count);
 }
 

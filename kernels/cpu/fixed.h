@@ -66,6 +66,7 @@ void TO_FIXED(const struct fq_cpu_weights *weights, const float *x, enum fq_dtyp
     struct fq_cpu_span ahead = {0}, span = {0};
     bool more = fq_cpu_next_span(weights, &ahead);
 
+    fixed->most_limbs = 0;
     for (fixed->valid = false; more; segment++) {
         const int64_t begin = ahead.begin, number = ahead.segments;
         float squares, largest;
@@ -78,6 +79,8 @@ void TO_FIXED(const struct fq_cpu_weights *weights, const float *x, enum fq_dtyp
         if (!(largest <= FLT_MAX))
             return;
         exponent = choose_unit(largest, squares, end - begin, type, segment);
+        if (segment->limbs > fixed->most_limbs)
+            fixed->most_limbs = segment->limbs;
         for (; span.end < end; chunk += fixed->chunks_pitch) {
             fq_cpu_next_span(weights, &span);
             fix_chunk(x, span.begin, span.end, exponent, weights->base.info.bits, fixed, chunk);
