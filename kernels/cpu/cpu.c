@@ -330,6 +330,10 @@ static void run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part 
     }
 }
 
+/* Shares of a thread's blocks, where there are twice as many: a core that others use, too, leaves
+ * some of its own to the rest.  Smaller ones lose what is asked for behind a share's end. */
+#define SHARES 8
+
 void fq_cpu_run_blocks(const struct fq_cpu_job *job, fq_cpu_whole *whole, fq_cpu_part *part,
                        fq_cpu_join *join) {
     const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
@@ -339,7 +343,14 @@ void fq_cpu_run_blocks(const struct fq_cpu_job *job, fq_cpu_whole *whole, fq_cpu
         run_parts(job, splits, part, join);
         return;
     }
+    if (blocks < 2 * SHARES * job->threads) {
 #pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
+        for (int64_t block = 0; block < blocks; block++)
+            whole(job, block);
+        return;
+    }
+    const int64_t share = blocks / (SHARES * job->threads);
+#pragma omp parallel for schedule(dynamic, share) num_threads(job->threads) if (job->threads > 1)
     for (int64_t block = 0; block < blocks; block++)
         whole(job, block);
 }
