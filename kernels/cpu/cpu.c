@@ -364,6 +364,7 @@ static bool all_valid(const struct fq_cpu_job *job) {
     return true;
 }
 
+/* The kernels of a pass, as far as its shape tells. */
 static const struct fq_cpu_kernels *kernels_for(const struct fq_cpu_kernels *kernels,
                                                 const struct fq_cpu_job *job) {
     for (int i = 0; i < job->operands && kernels->few; i++)
