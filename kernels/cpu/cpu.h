@@ -244,7 +244,7 @@ static inline bool fq_cpu_wants_tiles(const struct fq_cpu_weights *weights, int6
     const int64_t limbs = rows * fq_cpu_tile_limbs(type);
 
     if (columns < FQ_CPU_TILE / 2)
-        return limbs >= 48;
+        return weights->base.info.bits != 4 && limbs >= 64;
     if (columns < FQ_CPU_TILE)
         return limbs >= 16;
     return limbs >= (weights->base.info.bits == 8 ? 4 : 6);
