@@ -114,16 +114,18 @@ INLINE void store_c(int vector, int32_t (*to)[LANES]) {
         TILE_STORE(7, to);
 }
 
-/* ---- B ----------------------------------------------------------------------------------- */
-
-/* What a pass is; bits, columns and limbs are known when compiled. */
+/* What a pass is.  bits, columns and limbs are known when compiled. */
 struct plan {
     int64_t rows;
-    int batch;         /* rows whose limbs lie side by side: fq_cpu_tile_rows() */
-    int a_rows;        /* of a tile of A: limbs of so many */
-    int bits, columns; /* of the codes; of a tile of A */
-    int limbs;         /* that a tile of A has of all rows, which are one batch; or 0 */
+    int batch;   /* rows that are multiplied together: fq_cpu_tile_rows() */
+    int a_rows;  /* of a tile of A: two or three limbs of a batch */
+    int bits;    /* of the codes */
+    int columns; /* of a tile of A */
+    int limbs;   /* what every row has, where all rows are one batch and all limbs one tile; or 0:
+                    as each chunk says */
 };
+
+/* ---- B ----------------------------------------------------------------------------------- */
 
 /* Columns that share a scale, and where B of them is. */
 struct chunk {
@@ -388,12 +390,14 @@ INLINE void run_block(struct plan plan, const struct block *block, float *values
     release();
 }
 
-/* The limbs of all rows, if a tile holds those that they have. */
+/* plan.limbs: of rows that are one batch, if a tile holds all limbs that they have. */
 static int limbs_of_all(const struct fq_cpu_fixed *fixed, int64_t rows, int batch, int in_tile) {
+    if (batch < rows)
+        return 0;
     for (int64_t m = 0; m < rows; m++)
         if (fixed[m].most_limbs > in_tile)
             return 0;
-    return batch == rows ? in_tile : 0;
+    return in_tile;
 }
 
 INLINE void run_bits(const struct block *block, int64_t rows, float *values, enum fq_dtype type,
