@@ -48,7 +48,7 @@ endif
 EXTRA_DIST += kernels/cuda/NOTES.md
 CUDA_SOURCES = kernels/cuda/backend.c kernels/cuda/memory.c kernels/cuda/slab.c \
 	kernels/cuda/weights.c kernels/cuda/gemm.c kernels/cuda/cuda-impl.h kernels/cuda/layout.h \
-	kernels/cuda/tiles.h kernels/cuda/shares.h kernels/cuda/ptx.cuh kernels/cuda/ptx-hopper.cuh \
+	kernels/cuda/tiles.h kernels/cuda/shares.h kernels/cuda/plan.c kernels/cuda/plan.h kernels/cuda/ptx.cuh kernels/cuda/ptx-hopper.cuh \
 	kernels/cuda/wgmma.cuh kernels/cuda/dequant.cuh kernels/cuda/launch.cuh \
 	kernels/cuda/epilogue.cuh kernels/cuda/hopper.cuh kernels/cuda/hopper-decode.cuh \
 	kernels/cuda/hopper-decode-cta.cuh kernels/cuda/hopper-decode-produce.cuh \
@@ -72,12 +72,15 @@ KERNEL_LIBS = libfqkernels.la $(OPENMP_CFLAGS)
 
 if HAVE_CMOCKA
 KERNEL_TESTS = kernels/cpu/test-pack kernels/test-matrix kernels/test-backend kernels/test-conformance \
-	kernels/test-synthetic
+	kernels/test-synthetic kernels/cuda/test-plan
 check_PROGRAMS += $(KERNEL_TESTS)
 TESTS += $(KERNEL_TESTS)
 kernels_cpu_test_pack_SOURCES = kernels/cpu/test-pack.c
 kernels_cpu_test_pack_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_cpu_test_pack_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
+kernels_cuda_test_plan_SOURCES = kernels/cuda/test-plan.c kernels/cuda/plan.c kernels/cuda/plan.h
+kernels_cuda_test_plan_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
+kernels_cuda_test_plan_LDADD = $(CMOCKA_LIBS)
 kernels_test_matrix_SOURCES = kernels/test-matrix.c
 kernels_test_matrix_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_matrix_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)

@@ -163,24 +163,35 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         bool on_hopper;     /* likewise, in forms that its kernels alone have */
         enum fq_dtype type; /* 0: any; FQ_BF16: scales are, too, and there are no zero points */
         bool plain;         /* nothing but products and a bias, to where a copy engine can go */
-    } sizes[] = {{.n = 513, .k = 1500, .m = 20, .bits = 8},
-                 {.n = 513, .k = 1500, .m = 20, .bits = 4},
-                 {.n = 513, .k = 1500, .m = 20, .bits = 3},
-                 {.n = 77, .k = 1111, .m = 500, .bits = 8},
-                 {.n = 77, .k = 1111, .m = 500, .bits = 4},
-                 {.n = 77, .k = 1111, .m = 500, .bits = 3},
-                 {8464, 520, 190, 4, .on_device = true},
-                 {8464, 520, 250, 8, .on_device = true},
-                 {8464, 520, 190, 3, .on_device = true},
-                 {8464, 520, 190, 8, .on_hopper = true, .type = FQ_BF16},
-                 {8464, 520, 190, 4, .on_hopper = true, .type = FQ_BF16},
-                 {6464, 1500, 500, 8, .on_hopper = true, .type = FQ_BF16},
-                 {6464, 1500, 500, 3, .on_hopper = true, .type = FQ_BF16},
-                 /* several blocks a worker, of one tile of K, of a few, and of more than a ring */
-                 {26000, 64, 300, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-                 {13000, 200, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-                 {13000, 520, 600, 8, .on_hopper = true, .type = FQ_BF16, .plain = true},
-                 {13000, 520, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true}};
+    } sizes[] = {
+        {.n = 513, .k = 1500, .m = 20, .bits = 8},
+        {.n = 513, .k = 1500, .m = 20, .bits = 4},
+        {.n = 513, .k = 1500, .m = 20, .bits = 3},
+        {.n = 77, .k = 1111, .m = 500, .bits = 8},
+        {.n = 77, .k = 1111, .m = 500, .bits = 4},
+        {.n = 77, .k = 1111, .m = 500, .bits = 3},
+        {8464, 520, 190, 4, .on_device = true},
+        {8464, 520, 250, 8, .on_device = true},
+        {8464, 520, 190, 3, .on_device = true},
+        {8464, 520, 190, 8, .on_hopper = true, .type = FQ_BF16},
+        {8464, 520, 190, 4, .on_hopper = true, .type = FQ_BF16},
+        {6464, 1500, 500, 8, .on_hopper = true, .type = FQ_BF16},
+        {6464, 1500, 500, 3, .on_hopper = true, .type = FQ_BF16},
+        /* several blocks a worker, of one tile of K, of a few, and of more than a ring */
+        {26000, 64, 300, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {13000, 200, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {13000, 520, 600, 8, .on_hopper = true, .type = FQ_BF16, .plain = true},
+        {13000, 520, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        /* blocks in parts: shared by all workers, many of each width and few; and in four */
+        {17000, 400, 200, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {17000, 400, 260, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {17000, 400, 390, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {10000, 2560, 100, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {3000, 4000, 190, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {3000, 4000, 250, 4, .on_hopper = true, .type = FQ_BF16},
+        /* two launches */
+        {15000, 1900, 260, 4, .on_hopper = true, .type = FQ_F16},
+        {15000, 1900, 257, 3, .on_hopper = true, .type = FQ_BF16}};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 

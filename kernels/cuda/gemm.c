@@ -10,6 +10,7 @@
  * the decode path they stay on the host, and so does a residual on the other.
  */
 #include "cuda-impl.h"
+#include "plan.h"
 #include "tiles.h"
 
 #include <cudaTypedefs.h>
@@ -125,20 +126,25 @@ static bool are_mappable(const void *const *rows, int count, int64_t columns) {
     return true;
 }
 
-/* ---- Which kernel, and its shares ----------------------------------------------------------- */
-
-/* Blocks along W where a worker has `strips` strips of it, a gate's included. */
-static int blocks_along_w(const struct fq_cuda_launch *launch, int strips) {
-    int all = launch->w.strips * (launch->gate.codes ? 2 : 1);
-
-    return (all + strips - 1) / strips;
+/* Rows [0, m) by base and stride become row pointers where the decode path wants them. */
+static void set_rows(struct fq_cuda_launch *launch, int m, const void *x, int64_t x_stride, void *y,
+                     int64_t y_stride, const void *residual, int64_t residual_stride) {
+    launch->m = m;
+    launch->x = x;
+    launch->y = y;
+    launch->residual = residual;
+    launch->x_stride = x_stride;
+    launch->y_stride = y_stride;
+    launch->residual_stride = residual_stride;
+    for (int i = 0; i < m && m <= FQ_DECODE_ROWS; i++) {
+        launch->x_rows[i] = (const uint16_t *)x + i * x_stride;
+        launch->y_rows[i] = (uint16_t *)y + i * y_stride;
+        launch->residual_rows[i] =
+            residual ? (const uint16_t *)residual + i * residual_stride : NULL;
+    }
 }
 
-#define PREFILL_STRIPS 4 /* of a worker: hopper-prefill.cuh */
-/* Parts that a block is cut into where blocks are few, at most; and about what adding them up takes
- * where they are many, in units of K. */
-#define PREFILL_PARTS       4
-#define PREFILL_SPLIT_UNITS 16
+/* ---- Which kernel, and its shares ----------------------------------------------------------- */
 
 static int64_t greatest_common_divisor(int64_t a, int64_t b) {
     while (b) {
@@ -275,89 +281,16 @@ static int exact_below(int type) {
     return type == FQ_BF16 ? 512 : FQ_CUDA_TILE;
 }
 
-/*
- * Widths of a block, in rows of X, and about what it takes, in 40 ns as measured at 4096 x 4096 and
- * 4096 x 14336: a tile of K (in the narrow ones dequantization, not the tensor cores, is the
- * limit), a block's start and end, and the adding of each part but one, which is 64 to 128 KiB that
- * one CTA reads.
- */
-static const struct prefill_width {
-    int rows, tile, block, part;
-} prefill_widths[] = {{128, 11, 122, 34}, {192, 13, 152, 45}, {256, 16, 210, 56}};
-
-/* How a prefill is dealt out. */
-struct prefill_plan {
-    int rows, blocks; /* of X in a block; blocks in all */
-    int parts;        /* of a block along K, if it is split */
-};
-
-static int64_t prefill_cost(const struct prefill_plan *plan, const struct prefill_width *width,
-                            int tiles, int workers) {
-    int64_t busy = (int64_t)plan->blocks * plan->parts;
-
-    if (busy > workers)
-        busy = workers;
-    return ((int64_t)plan->blocks * tiles + busy - 1) / busy * width->tile + width->block +
-           (plan->parts - 1) * width->part;
-}
-
-/* The cheapest: the wider blocks, unless they leave many of their rows empty, or workers idle; and
- * as many parts as the workers have room for, unless adding them up takes longer. */
-static struct prefill_plan choose_prefill(const struct fq_cuda_launch *launch, int workers) {
-    struct prefill_plan best = {0};
-    int64_t least = INT64_MAX;
-
-    for (size_t i = 0; i < sizeof prefill_widths / sizeof *prefill_widths; i++) {
-        const struct prefill_width *width = &prefill_widths[i];
-        struct prefill_plan plan = {
-            .rows = width->rows,
-            .blocks = launch->blocks_n * ((launch->m + width->rows - 1) / width->rows),
-        };
-
-        for (plan.parts = 2; plan.parts == 2 ||
-                             (plan.parts <= PREFILL_PARTS && plan.blocks * plan.parts <= workers);
-             plan.parts++) {
-            int64_t cost = prefill_cost(&plan, width, launch->w.tiles, workers);
-
-            if (cost <= least) {
-                least = cost;
-                best = plan;
-            }
-        }
-    }
-    return best;
-}
-
 static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
-                                 struct fq_error *err) {
-    const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
+                                 const struct fq_cuda_gemm_size *size, struct fq_error *err) {
     const struct fq_cuda_matrix *w = &launch->w;
-    const int workers = cuda->processors / FQ_CUDA_CLUSTER;
-    struct prefill_plan plan;
+    const struct fq_cuda_prefill_plan plan = fq_cuda_plan_prefill(size, launch->m);
     CUtensorMap maps[2] = {0};
     int status;
 
-    launch->blocks_n = blocks_along_w(launch, PREFILL_STRIPS);
-    plan = choose_prefill(launch, workers);
+    launch->blocks_n = plan.blocks_n;
     launch->block_m = plan.rows;
-    launch->shares =
-        fq_cuda_share_out(plan.blocks, w->tiles, workers, plan.parts, PREFILL_SPLIT_UNITS);
-    if (!aligned(launch->x) || launch->x_stride % 8) {
-        int64_t stride = align_row(w->k);
-
-        status = grow_scratch(stream, (uint64_t)launch->m * stride * 2, err);
-        if (status < 0)
-            return status;
-        status = fq_cuda_check(cudaMemcpy2DAsync(stream->scratch, stride * 2, launch->x,
-                                                 launch->x_stride * 2, (size_t)w->k * 2,
-                                                 (size_t)launch->m, cudaMemcpyDeviceToDevice,
-                                                 stream->stream),
-                               err, "align the rows of X");
-        if (status < 0)
-            return status;
-        launch->x = stream->scratch;
-        launch->x_stride = stride;
-    }
+    launch->shares = fq_cuda_share_out(plan.blocks, w->tiles, size->workers, plan.parts, plan.more);
     status = map_rows(launch->x, launch->m, w->k, launch->x_stride,
                       launch->block_m / FQ_CUDA_CLUSTER, &maps[0], err);
     if (status < 0)
@@ -375,6 +308,62 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
                          err, "launch a GEMM");
 }
 
+/* Brings the rows of X into scratch memory if the copy engine cannot take them as they lie. */
+static int align_rows(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
+                      struct fq_error *err) {
+    const int64_t k = launch->w.k, stride = align_row(k);
+    int status;
+
+    if (aligned(launch->x) && launch->x_stride % 8 == 0)
+        return 0;
+    status = grow_scratch(stream, (uint64_t)launch->m * stride * 2, err);
+    if (status < 0)
+        return status;
+    status = fq_cuda_check(cudaMemcpy2DAsync(stream->scratch, stride * 2, launch->x,
+                                             launch->x_stride * 2, k * 2, (size_t)launch->m,
+                                             cudaMemcpyDeviceToDevice, stream->stream),
+                           err, "align the rows of X");
+    launch->x = stream->scratch;
+    launch->x_stride = stride;
+    return status;
+}
+
+/* More than FQ_DECODE_ROWS rows: one launch, or another one for what would fill its last blocks
+ * badly (plan.h). */
+static int launch_hopper_rows(struct fq_cuda_stream *stream, const struct fq_cuda_launch *whole,
+                              struct fq_error *err) {
+    const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
+    const struct fq_cuda_gemm_size size = {
+        .bits = whole->w.bits,
+        .strips = whole->w.strips * (whole->gate.codes ? 2 : 1),
+        .tiles = whole->w.tiles,
+        .workers = cuda->processors / FQ_CUDA_CLUSTER,
+    };
+    struct fq_cuda_launch rest = *whole;
+    int status = align_rows(stream, &rest, err);
+
+    while (status == 0 && rest.m > 0) {
+        struct fq_cuda_launch launch = rest;
+        const int rows = rest.m > FQ_DECODE_ROWS ? fq_cuda_plan_rows(&size, rest.m) : rest.m;
+
+        set_rows(&launch, rows, rest.x, rest.x_stride, rest.y, rest.y_stride, rest.residual,
+                 rest.residual_stride);
+        if (rows > FQ_DECODE_ROWS) {
+            status = launch_hopper_prefill(stream, &launch, &size, err);
+        } else {
+            launch.x_mapped =
+                rows > FQ_CUDA_DIRECT_ROWS && are_mappable(launch.x_rows, rows, launch.w.k);
+            status = launch_hopper_decode(stream, &launch, err);
+        }
+        rest.m -= rows;
+        rest.x = (const uint16_t *)rest.x + rows * rest.x_stride;
+        rest.y = (uint16_t *)rest.y + rows * rest.y_stride;
+        if (rest.residual)
+            rest.residual = (const uint16_t *)rest.residual + rows * rest.residual_stride;
+    }
+    return status;
+}
+
 static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                        struct fq_error *err) {
     const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
@@ -385,7 +374,7 @@ static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *lau
     if (cuda->hopper && launch->m <= FQ_DECODE_ROWS)
         return launch_hopper_decode(stream, launch, err);
     if (cuda->hopper && w->k >= exact_below(launch->type))
-        return launch_hopper_prefill(stream, launch, err);
+        return launch_hopper_rows(stream, launch, err);
     if (launch->m > FQ_DECODE_ROWS) {
         launch->splits = fq_cuda_prefill_splits(n, launch->m, w->tiles, cuda->processors);
         error = fq_cuda_prefill(launch, stream->stream);
@@ -400,24 +389,6 @@ static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *lau
 
 /* ---- Rows
  * ------------------------------------------------------------------------------------------ */
-
-/* Rows [0, m) by base and stride become row pointers where the decode path wants them. */
-static void set_rows(struct fq_cuda_launch *launch, int m, const void *x, int64_t x_stride, void *y,
-                     int64_t y_stride, const void *residual, int64_t residual_stride) {
-    launch->m = m;
-    launch->x = x;
-    launch->y = y;
-    launch->residual = residual;
-    launch->x_stride = x_stride;
-    launch->y_stride = y_stride;
-    launch->residual_stride = residual_stride;
-    for (int i = 0; i < m && m <= FQ_DECODE_ROWS; i++) {
-        launch->x_rows[i] = (const uint16_t *)x + i * x_stride;
-        launch->y_rows[i] = (uint16_t *)y + i * y_stride;
-        launch->residual_rows[i] =
-            residual ? (const uint16_t *)residual + i * residual_stride : NULL;
-    }
-}
 
 /* launch has its row pointers: X's rows are gathered on the device. */
 static int decode_gathered(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,

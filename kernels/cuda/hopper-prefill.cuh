@@ -35,7 +35,10 @@ template <int N_, int BITS_> struct prefill_shape {
     static constexpr int PRODUCER_REGISTERS = N == 128 ? 88 : N == 192 ? 72 : 40;
     static constexpr int CONSUMER_REGISTERS = N == 128 ? 208 : N == 192 ? 216 : 232;
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
-    static constexpr int QUADS = N / 8; /* float4 of sums that a thread has */
+    static constexpr int SENT = N / FQ_CUDA_CLUSTER; /* rows of X that a CTA sends to both */
+    static constexpr int QUADS = N / 8;              /* float4 of sums that a thread has */
+    /* Of those of all consumers, what has room where a stage has X. */
+    static constexpr int STAGE_QUADS = N * 128 / (CONSUMERS * 16);
     static constexpr int STAGES = (N == 128 ? 8 : N == 192 ? 6 : 5) - (BITS == 8);
     /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
     static constexpr int CODES = N * 128, SCALES = CODES + GROUPS * TILE;
@@ -127,8 +130,11 @@ template <class S, class T> class prefiller {
     template <bool GATED>
     __device__ __forceinline__ void put_segment(const fq_cuda_segment &segment, const void *map,
                                                 place_in_ring &place) const {
-        constexpr int ROWS = S::N / FQ_CUDA_CLUSTER; /* of X, that this CTA sends to both */
-        const int row = block_m0(segment.block) + half * ROWS;
+        const int m0 = block_m0(segment.block);
+        /* Where the second half of the rows are none, the stage keeps what it held, for sums that
+         * nobody asks for.  Zeros for them would come as copies do, but slowly: where many blocks
+         * are half empty, they took up to 1.7 times as long as full ones. */
+        const uint32_t x_bytes = (m0 + S::SENT < launch.m ? S::N : S::SENT) * 128;
         copies one = copies_of(segment, 0), two = copies_of(segment, GATED);
 
         for (int tile = segment.begin; tile < segment.end; tile++, place.next()) {
@@ -137,10 +143,12 @@ template <class S, class T> class prefiller {
 
             mbarrier_wait(empty_of(place), place.parity ^ 1);
             mbarrier_expect(barrier,
-                            S::N * 128 + one.code_bytes(1) + one.scale_bytes(groups_one) +
+                            x_bytes + one.code_bytes(1) + one.scale_bytes(groups_one) +
                                 (GATED ? two.code_bytes(1) + two.scale_bytes(groups_two) : 0));
-            tensor_copy_multicast(ring + stage + half * (ROWS * 128), map, tile * FQ_CUDA_TILE, row,
-                                  barrier, (1 << FQ_CUDA_CLUSTER) - 1);
+            if (half == 0 || x_bytes == S::N * 128)
+                tensor_copy_multicast(ring + stage + half * (S::SENT * 128), map,
+                                      tile * FQ_CUDA_TILE, m0 + half * S::SENT, barrier,
+                                      (1 << FQ_CUDA_CLUSTER) - 1);
             one.put_codes(stage, 1, barrier);
             one.put_scales(stage, groups_one, barrier);
             one.advance(1);
@@ -148,6 +156,32 @@ template <class S, class T> class prefiller {
                 two.put_codes(stage, 1, barrier);
                 two.put_scales(stage, groups_two, barrier);
                 two.advance(1);
+            }
+        }
+    }
+
+    /* How many float4 of a thread's sums are of rows that there are. */
+    __device__ __forceinline__ int quads_of(int block) const {
+        return min(S::QUADS, (launch.m - block_m0(block) + 7) / 8);
+    }
+
+    using part = part_place<S::QUADS, S::CONSUMERS>;
+
+    /* The stages of the sums that others left of a block, in their order; by a thread. */
+    __device__ __forceinline__ void put_parts(int block, place_in_ring &place) const {
+        const int quads = quads_of(block);
+
+        for (int of = fq_cuda_first_worker(&launch.shares, block); of < worker; of++) {
+            const part from(launch, of, half, 0);
+
+            await_part(from);
+            for (int q = 0; q < quads; q += S::STAGE_QUADS, place.next()) {
+                const int bytes = min(S::STAGE_QUADS, quads - q) * S::CONSUMERS * 16;
+
+                mbarrier_wait(empty_of(place), place.parity ^ 1);
+                mbarrier_expect(full_of(place), bytes);
+                bulk_copy(ring + place.stage * stage_bytes, from.sums + q * S::CONSUMERS, bytes,
+                          full_of(place));
             }
         }
     }
@@ -360,6 +394,31 @@ template <class S, class T> class prefiller {
         }
     }
 
+    /* Adds what others left of a block, stage by stage; hold: as of sum_segment(). */
+    __device__ __forceinline__ void add_parts(float (&sums)[S::QUADS * 4], int block,
+                                              place_in_ring &place, bool &held, bool hold) const {
+        const int quads = quads_of(block);
+
+        for (int left = worker - fq_cuda_first_worker(&launch.shares, block); left > 0; left--) {
+#pragma unroll
+            for (int q0 = 0; q0 < S::QUADS; q0 += S::STAGE_QUADS) {
+                if (q0 >= quads)
+                    break;
+                const uint32_t from = ring + place.stage * stage_bytes + thread * 16;
+
+                mbarrier_wait(full_of(place), place.parity);
+#pragma unroll
+                for (int q = 0; q < S::STAGE_QUADS; q++) /* perhaps of rows that there are not */
+                    add_f4(sums + (q0 + q) * 4, lds_f4(from + q * (S::CONSUMERS * 16)));
+                settle(sums);
+                held = S::HOLDS && hold && left == 1 && q0 + S::STAGE_QUADS >= quads;
+                if (!held)
+                    release(place.stage);
+                place.next();
+            }
+        }
+    }
+
     __device__ __forceinline__ void meet_warpgroup() const {
         if (group == 0)
             named_barrier(FQ_CUDA_BARRIER_GROUPS, 128);
@@ -565,6 +624,8 @@ template <class S, class T> class prefiller {
                 put_segment<true>(segment, x_map, place);
             else
                 put_segment<false>(segment, x_map, place);
+            if (segment.begin > 0 && segment.end == launch.shares.units)
+                put_parts(segment.block, place);
         }
         /* the other CTA still counts itself out of this one's barriers */
         for (int i = 0; i < S::STAGES; i++, place.next())
@@ -589,27 +650,25 @@ template <class S, class T> class prefiller {
             bool present = find_strip(segment.block, group, w, strip);
 
             const bool ends = segment.end == launch.shares.units; /* the block */
-            const auto needed = [&](int q) { return m0 + q * 8 < launch.m; };
+            const bool adds = ends && segment.begin > 0, copies = ends && launch.y_mapped;
             float rest = 1.0f / factor;
 
             no_matter(sums); /* the first products are not added to them */
-            sum_segment(sums, segment, *w, present, factor, place, held, ends && launch.y_mapped);
-            if (!ends || segment.begin > 0 || !launch.y_mapped) {
+            sum_segment(sums, segment, *w, present, factor, place, held, copies && !adds);
+            if (!ends || adds || !launch.y_mapped) {
 #pragma unroll
                 for (int i = 0; i < S::QUADS * 4; i++)
                     sums[i] *= rest;
                 rest = 1.0f;
             }
             if (!ends) {
-                leave_part<S::QUADS, S::CONSUMERS>({launch, worker, half, thread}, sums, thread,
-                                                   needed);
+                leave_part(part(launch, worker, half, thread), sums, thread,
+                           [&](int q) { return m0 + q * 8 < launch.m; });
                 continue;
             }
-            if (segment.begin > 0)
-                add_parts<S::QUADS, S::CONSUMERS>(
-                    launch, fq_cuda_first_worker(&launch.shares, segment.block), worker, half, sums,
-                    thread, needed);
-            if (launch.y_mapped)
+            if (adds)
+                add_parts(sums, segment.block, place, held, copies);
+            if (copies)
                 store_by_copy(sums, rest, y_map, m0, strip, place);
             else
                 store(sums, m0, strip);
@@ -621,7 +680,7 @@ template <class S, class T> class prefiller {
 
 #endif /* FQ_HOPPER_CODE */
 
-/* Tensor maps of two dimensions with boxes of 64 columns: x of N / 2 rows; y, where
+/* Tensor maps of two dimensions with boxes of 64 columns: x of SENT rows; y, where
  * launch.y_mapped, of OUT_ROWS. */
 template <class S, class T>
 __global__ void FQ_CLUSTER(FQ_CUDA_CLUSTER) __launch_bounds__(S::THREADS, 1)

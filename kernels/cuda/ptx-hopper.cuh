@@ -138,6 +138,10 @@ template <int PENDING> static __device__ __forceinline__ void tensor_store_wait_
 static __device__ __forceinline__ void fence_copy_engine() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+/* The same of global memory: what it wrote, or has seen written. */
+static __device__ __forceinline__ void fence_copy_engine_global() {
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+}
 
 /* Asks for a tensor map ahead of the copies by it. */
 static __device__ __forceinline__ void prefetch_tensor_map(const void *map) {

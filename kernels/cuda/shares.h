@@ -22,6 +22,9 @@
  * block's end adds them to its own, the last thing it does.  So hardly anybody waits,
  * and only for workers of lower number, which the device starts first: a launch ends
  * even where not all of its CTAs fit the device at a time.
+ *
+ * Where there is room for several workers to each block, a block is cut into as many parts.  The
+ * last one is the longest: its worker adds the others', which are on their way meanwhile.
  */
 #ifndef FQ_KERNELS_CUDA_SHARES_H
 #define FQ_KERNELS_CUDA_SHARES_H
@@ -108,6 +111,7 @@ struct fq_cuda_shares {
     int workers;
     int whole;       /* blocks that are not split: the first ones */
     int run, longer; /* units of a run; so many of the first runs have one more */
+    int parts;       /* if not 0: each block has so many runs, of which the last one has the rest */
 };
 
 /* Some units of one block, summed by one worker. */
@@ -118,13 +122,19 @@ struct fq_cuda_segment {
 
 /* The first unit, counted over all split blocks, of a worker's run. */
 static FQ_HOST_DEVICE int fq_cuda_run_begin(const struct fq_cuda_shares *shares, int worker) {
+    if (shares->parts)
+        return worker / shares->parts * shares->units + worker % shares->parts * shares->run;
     return shares->run * worker + (worker < shares->longer ? worker : shares->longer);
 }
 
-/* The worker whose run holds a unit. */
-static FQ_HOST_DEVICE int fq_cuda_run_of(const struct fq_cuda_shares *shares, int unit) {
-    int in_longer = shares->longer * (shares->run + 1);
+/* Of a split block: the first of the workers that sum a part of it.  All but the last of them leave
+ * their sums in memory, at most one part each. */
+static FQ_HOST_DEVICE int fq_cuda_first_worker(const struct fq_cuda_shares *shares, int block) {
+    const int in_longer = shares->longer * (shares->run + 1);
+    const int unit = (block - shares->whole) * shares->units;
 
+    if (shares->parts)
+        return block * shares->parts;
     return unit < in_longer ? unit / (shares->run + 1)
                             : shares->longer + (unit - in_longer) / shares->run;
 }
@@ -154,32 +164,37 @@ static FQ_HOST_DEVICE bool fq_cuda_segment_at(const struct fq_cuda_shares *share
     return true;
 }
 
-/* Of a split block: the first of the workers that sum a part of it.  All but the last of them leave
- * their sums in memory, at most one part each. */
-static FQ_HOST_DEVICE int fq_cuda_first_worker(const struct fq_cuda_shares *shares, int block) {
-    return fq_cuda_run_of(shares, (block - shares->whole) * shares->units);
+/* Units of each part but the last of a block that is cut into `parts`: of the last one, `more` more
+ * at least, if there are as many. */
+static inline int fq_cuda_part_units(int units, int parts, int more) {
+    return units - more > parts ? (units - more) / parts : 1;
 }
 
-/* Deals `blocks` blocks of `units` units to at most so many workers, and where blocks are few, at
- * most `parts` for each.  A split costs about as much as `split_units` units do. */
+/*
+ * Deals `blocks` blocks of `units` units to at most so many workers: in `parts` parts each where
+ * the workers have room for all of them, the last one, to which the others are added, `more` units
+ * longer than they are; otherwise whole, if parts is 1, or so that all workers end together.
+ */
 static inline struct fq_cuda_shares fq_cuda_share_out(int blocks, int units, int workers, int parts,
-                                                      int split_units) {
-    struct fq_cuda_shares shares = {blocks, units, workers, 0, 0, 0};
-    int64_t all = (int64_t)blocks * units;
-    int rounds, split;
+                                                      int more) {
+    struct fq_cuda_shares shares = {blocks, units, workers, 0, 0, 0, 0};
+    int split;
 
-    if (all < shares.workers)
-        shares.workers = (int)all;
-    if ((int64_t)blocks * parts < shares.workers)
+    if (parts > units)
+        parts = units;
+    if ((int64_t)blocks * parts <= workers) {
         shares.workers = blocks * parts;
-    rounds = (blocks + shares.workers - 1) / shares.workers;
-    if ((int64_t)rounds * units <= all / shares.workers + split_units)
+        shares.parts = parts;
+        shares.run = fq_cuda_part_units(units, parts, more);
+        return shares;
+    }
+    if (parts == 1)
         shares.whole = blocks; /* workers that are idle at the end cost less */
-    else if (blocks >= 2 * shares.workers)
-        shares.whole = (blocks / shares.workers - 1) * shares.workers;
+    else if (blocks >= 2 * workers)
+        shares.whole = (blocks / workers - 1) * workers;
     split = (blocks - shares.whole) * units;
-    shares.run = split / shares.workers;
-    shares.longer = split % shares.workers;
+    shares.run = split / workers;
+    shares.longer = split % workers;
     return shares;
 }
 

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plan.h"
+#include "backend.h"
+#include "shares.h"
+
+#include <stddef.h>
+
+#define WORKER_STRIPS 4 /* of a prefill worker: hopper-prefill.cuh */
+#define MOST_PARTS    4 /* that a block is cut into where blocks are few */
+/* What it costs, in units of K, that all workers end together: leaving and adding, and a clock that
+ * is lower the more of them are busy.  With less than a block to each, nothing else is done
+ * meanwhile. */
+#define SPLIT_UNITS     6
+#define SPLIT_FEW_UNITS 10
+/* What another launch costs, in ns, and what it has to gain, as a fraction of the time: the
+ * estimates are no better than that. */
+#define ANOTHER_LAUNCH 3000
+#define LEAST_GAIN     25
+
+/*
+ * Widths of a prefill's block, in rows of X, and about what it takes, in ns, as measured at
+ * 4096 x 4096, 6144 x 4096 and 4096 x 14336: a unit, which is a tile of K (in the narrow ones
+ * dequantization, not the tensor cores, is the limit), a launch's start and end, and of a block in
+ * parts, whose sums are 64 to 128 KiB a CTA: from the end of a part until they are there to be
+ * added, and adding them.
+ */
+static const struct prefill_width {
+    int rows, unit, launch, leave, add;
+} prefill_widths[] = {
+    {128, 440, 4000, 1760, 680}, {192, 520, 4200, 2600, 1000}, {256, 640, 4400, 3200, 1280}};
+
+/* What decode takes, likewise: of up to so many rows, a launch's start and end, and a tile of a
+ * strip in int3, int4 and int8.  Fitted to bench/results/kernels-h200.csv, within 10%. */
+static const struct decode_rows {
+    int rows, launch, tile3, tile4, tile8;
+} decode_rows[] = {{8, 3200, 61, 66, 120},
+                   {16, 3900, 76, 75, 123},
+                   {32, 4700, 90, 91, 125},
+                   {FQ_DECODE_ROWS, 6800, 125, 124, 156}};
+
+static int64_t divide_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+static int64_t decode_time(const struct fq_cuda_gemm_size *size, int m) {
+    const struct decode_rows *rows = decode_rows;
+    int tile;
+
+    while (m > rows->rows)
+        rows++;
+    tile = size->bits == 8 ? rows->tile8 : size->bits == 4 ? rows->tile4 : rows->tile3;
+    return rows->launch + divide_up(size->strips, size->workers) *
+                              divide_up(size->tiles, FQ_CUDA_DECODE_SPLIT) * tile;
+}
+
+static int64_t prefill_time(const struct fq_cuda_prefill_plan *plan,
+                            const struct prefill_width *width, int units, int workers) {
+    const int64_t all = (int64_t)plan->blocks * units;
+    const int each = fq_cuda_part_units(units, plan->parts, plan->more);
+    int64_t longest; /* units of the worker that ends last */
+
+    if ((int64_t)plan->blocks * plan->parts <= workers)
+        return (units - (plan->parts - 1) * each) * (int64_t)width->unit +
+               (plan->parts - 1) * width->add + width->launch;
+    if (plan->parts == 1)
+        longest = divide_up(plan->blocks, workers) * units;
+    else
+        longest =
+            divide_up(all, workers) + (plan->blocks < workers ? SPLIT_FEW_UNITS : SPLIT_UNITS);
+    return longest * width->unit + width->launch;
+}
+
+struct fq_cuda_prefill_plan fq_cuda_plan_prefill(const struct fq_cuda_gemm_size *size, int m) {
+    struct fq_cuda_prefill_plan best = {.time = INT64_MAX};
+
+    for (size_t i = 0; i < sizeof prefill_widths / sizeof *prefill_widths; i++) {
+        const struct prefill_width *width = &prefill_widths[i];
+        const int blocks_n = (int)divide_up(size->strips, WORKER_STRIPS);
+        struct fq_cuda_prefill_plan plan = {
+            .rows = width->rows,
+            .blocks_n = blocks_n,
+            .blocks = blocks_n * (int)divide_up(m, width->rows),
+            .more = width->leave / width->unit,
+        };
+
+        for (plan.parts = 1; plan.parts <= MOST_PARTS && plan.parts <= size->tiles; plan.parts++) {
+            if (plan.parts > 2 && (int64_t)plan.blocks * plan.parts > size->workers)
+                break;
+            plan.time = prefill_time(&plan, width, size->tiles, size->workers);
+            if (plan.time <= best.time)
+                best = plan;
+        }
+    }
+    return best;
+}
+
+static int64_t rows_time(const struct fq_cuda_gemm_size *size, int m) {
+    return m <= FQ_DECODE_ROWS ? decode_time(size, m) : fq_cuda_plan_prefill(size, m).time;
+}
+
+int fq_cuda_plan_rows(const struct fq_cuda_gemm_size *size, int m) {
+    static const int units[] = {FQ_DECODE_ROWS, 128, 192, 256};
+    int64_t least = rows_time(size, m);
+    int best = m;
+
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        const int first = (m - 1) / units[i] * units[i];
+        int64_t time;
+
+        if (first == 0)
+            continue;
+        time = rows_time(size, first) + rows_time(size, m - first) + ANOTHER_LAUNCH;
+        time += time / (LEAST_GAIN - 1);
+        if (time < least) {
+            least = time;
+            best = first;
+        }
+    }
+    return best;
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which launches a GEMM of many rows becomes on Hopper: how many rows of X each takes, and how its
+ * blocks are cut.  Plain integers; times are of the model in plan.c.
+ */
+#ifndef FQ_KERNELS_CUDA_PLAN_H
+#define FQ_KERNELS_CUDA_PLAN_H
+
+#include <stdint.h>
+
+/* What the choice depends on, besides the rows of X. */
+struct fq_cuda_gemm_size {
+    int bits;
+    int strips;  /* of 64 rows of W, those of a gate included */
+    int tiles;   /* of 64 columns */
+    int workers; /* clusters of two multiprocessors */
+};
+
+/* A prefill launch.  fq_cuda_share_out() deals it out. */
+struct fq_cuda_prefill_plan {
+    int rows;        /* of X in a block: 128, 192 or 256 */
+    int blocks_n;    /* blocks along W */
+    int blocks;      /* in all */
+    int parts, more; /* that a block is cut into, units by which the last is longer */
+    int64_t time;    /* ns */
+};
+
+/* The fastest launch for m rows of X, 1 or more. */
+struct fq_cuda_prefill_plan fq_cuda_plan_prefill(const struct fq_cuda_gemm_size *size, int m);
+
+/* Of m rows of X, more than FQ_DECODE_ROWS, how many the first launch takes: all of them, or what
+ * fills its blocks, so that others do the rest sooner.  Up to FQ_DECODE_ROWS go to decode. */
+int fq_cuda_plan_rows(const struct fq_cuda_gemm_size *size, int m);
+
+#endif
