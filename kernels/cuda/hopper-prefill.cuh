@@ -132,8 +132,8 @@ template <class S, class T> class prefiller {
                                                 place_in_ring &place) const {
         const int m0 = block_m0(segment.block);
         /* Where the second half of the rows are none, the stage keeps what it held, for sums that
-         * nobody asks for.  Zeros for them would come as copies do, but slowly: where many blocks
-         * are half empty, they took up to 1.7 times as long as full ones. */
+         * nobody asks for.  Zeros for them would come as copies do, but slowly: 640 rows of
+         * 12288 x 12288 took 359 us, where 768 take 297. */
         const uint32_t x_bytes = (m0 + S::SENT < launch.m ? S::N : S::SENT) * 128;
         copies one = copies_of(segment, 0), two = copies_of(segment, GATED);
 
