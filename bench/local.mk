@@ -14,7 +14,7 @@ EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py bench/kernels
 	bench/kernels-h200.svg bench/results/model-h200.csv
 EXTRA_DIST += bench/results/kernels-h200.csv bench/results/counters-h200.csv bench/results/compute-sanitizer-h200.txt \
 	bench/results/kernels-cpu.csv bench/results/kernels-cpu-avx512.csv \
-	bench/results/kernels-cpu-avx2.csv bench/results/kernels-cpu-zen3.csv bench/results/kernels-cpu-sapphire-rapids.csv bench/results/kernels-cpu-amx.csv \
+	bench/results/kernels-cpu-avx2.csv bench/results/kernels-cpu-avxvnni.csv bench/results/kernels-cpu-zen3.csv bench/results/kernels-cpu-sapphire-rapids.csv bench/results/kernels-cpu-amx.csv \
 	bench/results/kernels-cpu-emerald-rapids.csv bench/results/kernels-cpu-amx-emerald-rapids.csv \
 	bench/results/gpu-tests-h200.txt bench/results/malformed-frames.txt \
 	bench/results/fuzz.txt bench/results/round-trips.txt bench/results/vllm.txt

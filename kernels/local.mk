@@ -22,7 +22,7 @@ noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512.la
 libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512bf16.la \
 	libfqcpu_avx512vnni.la libfqcpu_avx512.la
 libfqcpu_avx2_la_SOURCES = kernels/cpu/words.c kernels/cpu/words-fixed.c kernels/cpu/fixed-decode.h \
-	kernels/cpu/block.h kernels/cpu/fixed.h
+	kernels/cpu/block.h kernels/cpu/fixed.h kernels/cpu/avx2.h kernels/cpu/fixed-avx2.h
 libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx2 -mfma -mf16c
 libfqcpu_avx2_float_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx2_float_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx2_float
@@ -37,6 +37,12 @@ libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mav
 	-mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mfma -mf16c -mprefer-vector-width=512
 libfqcpu_avx512bf16_la_SOURCES = kernels/cpu/bf16.c
 libfqcpu_avx512bf16_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS) -mavx512bf16
+endif
+if CPU_AVXVNNI
+noinst_LTLIBRARIES += libfqcpu_avxvnni.la
+libfqkernels_la_LIBADD += libfqcpu_avxvnni.la
+libfqcpu_avxvnni_la_SOURCES = kernels/cpu/bytes.c kernels/cpu/bytes-fixed.c
+libfqcpu_avxvnni_la_CFLAGS = $(libfqcpu_avx2_la_CFLAGS)
 endif
 if CPU_AMX
 noinst_LTLIBRARIES += libfqcpu_amx.la

@@ -4,8 +4,8 @@
  * fp32 once a call, and splits large M into passes.  A GEMM runs in the caller,
  * with OpenMP threads beside it.
  *
- * FINEQUANT_CPU_KERNELS=generic|avx2|avx512|avx512vnni|avx512bf16|amx takes a lesser set than the
- * best, to test it or to work round a processor.
+ * FINEQUANT_CPU_KERNELS=generic|avx2|avxvnni|avx512|avx512vnni|avx512bf16|amx takes a lesser set
+ * than the best, to test it or to work round a processor.
  */
 #ifdef HAVE_CONFIG_H
 #include <config.h>
@@ -43,6 +43,10 @@ static bool runs_here(const struct fq_cpu_kernels *kernels) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("fma");
+#ifdef FQ_CPU_AVXVNNI
+    if (kernels == &fq_cpu_avxvnni)
+        return runs_here(&fq_cpu_avx2) && __builtin_cpu_supports("avxvnni");
+#endif
     if (kernels == &fq_cpu_avx2)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                __builtin_cpu_supports("f16c");
@@ -56,7 +60,11 @@ static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *er
         &fq_cpu_amx,
 #endif
 #ifdef FQ_CPU_X86
-        &fq_cpu_avx512bf16, &fq_cpu_avx512vnni, &fq_cpu_avx512, &fq_cpu_avx2,
+        &fq_cpu_avx512bf16, &fq_cpu_avx512vnni, &fq_cpu_avx512,
+#ifdef FQ_CPU_AVXVNNI
+        &fq_cpu_avxvnni,
+#endif
+        &fq_cpu_avx2,
 #endif
         &fq_cpu_generic,
     };
@@ -74,7 +82,7 @@ static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *er
     }
     return fq_fail(err, FQ_INVALID,
                    "FINEQUANT_CPU_KERNELS=%s, allowed are amx, avx512bf16, avx512vnni, avx512, "
-                   "avx2 and generic",
+                   "avxvnni, avx2 and generic",
                    wanted);
 }
 

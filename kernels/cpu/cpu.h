@@ -252,7 +252,8 @@ static inline bool fq_cpu_wants_tiles(const struct fq_cpu_weights *weights, int6
 
 extern const struct fq_cpu_kernels fq_cpu_generic;
 extern const struct fq_cpu_kernels fq_cpu_avx2;
-extern const struct fq_cpu_kernels fq_cpu_avx2_float; /* what fq_cpu_avx2 builds on */
+extern const struct fq_cpu_kernels fq_cpu_avx2_float; /* what avx2 and avxvnni build on */
+extern const struct fq_cpu_kernels fq_cpu_avxvnni;
 extern const struct fq_cpu_kernels fq_cpu_avx512;
 extern const struct fq_cpu_kernels fq_cpu_avx512vnni;
 extern const struct fq_cpu_kernels fq_cpu_avx512bf16;
@@ -266,10 +267,13 @@ bool fq_cpu_amx_allowed(void);
 void fq_cpu_epilogue(const struct fq_gemm *gemm, int64_t m, int64_t column, float *values,
                      float *gate, int64_t count);
 
-/* X to block fixed point of bytes (fixed.c) and of 16-bit integers (words-fixed.c). */
+/* X to block fixed point of bytes (fixed.c, bytes-fixed.c) and of 16-bit integers (words-fixed.c).
+ */
 void fq_cpu_to_fixed(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed);
 void fq_cpu_to_fixed_words(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
+                           struct fq_cpu_fixed *fixed);
+void fq_cpu_to_fixed_bytes(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                            struct fq_cpu_fixed *fixed);
 
 /* The backend itself (cpu.c). */

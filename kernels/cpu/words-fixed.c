@@ -14,37 +14,7 @@
 #define BITS_ALL  25
 #define FEW_MAX   32767
 #define TO_FIXED  fq_cpu_to_fixed_words
-#include "fixed.h"
-
-#include <immintrin.h>
-
-#define LANES 8
-
-static float survey(const float *x, int64_t columns, float *squares) {
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256i largest = _mm256_setzero_si256();
-    __m256 sum = _mm256_setzero_ps();
-    _Alignas(32) int32_t bits[LANES];
-    _Alignas(32) float sums[LANES];
-    float value;
-
-    for (int64_t k = 0; k < columns; k += LANES) {
-        __m256 v = _mm256_loadu_ps(x + k);
-
-        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(v), magnitude));
-        sum = _mm256_fmadd_ps(v, v, sum);
-    }
-    _mm256_store_si256((__m256i *)(void *)bits, largest);
-    _mm256_store_ps(sums, sum);
-    *squares = 0;
-    for (int i = 0; i < LANES; i++) {
-        *squares += sums[i];
-        if (bits[0] < bits[i])
-            bits[0] = bits[i];
-    }
-    memcpy(&value, &bits[0], sizeof value);
-    return value;
-}
+#include "fixed-avx2.h"
 
 /* Bytes of eight 16-bit limbs in the order in which words.c has the columns. */
 static __m256i order_of(int bits) {

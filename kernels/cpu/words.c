@@ -14,24 +14,14 @@
  *
  * and the limbs of X lie in the same order.
  */
-#define LANES     8
 #define LIMBS_FEW 1
 #define LIMBS_ALL 2
-#define FALLBACK  fq_cpu_avx2_float
+#include "avx2.h"
 #include "fixed-decode.h"
-
-#include <immintrin.h>
-
-/* Bytes of codes that are asked for ahead of their use; a chunk's bytes where it has more. */
-#define AHEAD 4096
 
 #define NV 8 /* registers of rows of W in a tile, at most: all of a block */
 
 /* ---- Codes to 16-bit integers ------------------------------------------------------------ */
-
-INLINE __m256i load(const uint8_t *codes) {
-    return _mm256_load_si256((const __m256i *)(const void *)codes);
-}
 
 /* Eight 3-bit codes of the low 24 bits of each lane: four in either half of it, plus 4. */
 INLINE __m256i halves_of_three(__m256i words) {
@@ -40,16 +30,6 @@ INLINE __m256i halves_of_three(__m256i words) {
         _mm256_and_si256(_mm256_slli_epi32(words, 4), _mm256_set1_epi32(0x0fff0000));
 
     return _mm256_xor_si256(_mm256_or_si256(low, high), _mm256_set1_epi16(04444));
-}
-
-/* The top bytes of three words, the first one's lowest. */
-INLINE __m256i top_of_three(const uint8_t *codes, int pitch) {
-    const __m256i second = _mm256_srli_epi32(load(codes + pitch), 16);
-    const __m256i third = _mm256_srli_epi32(load(codes + 2 * pitch), 8);
-
-    return _mm256_or_si256(_mm256_srli_epi32(load(codes), 24),
-                           _mm256_or_si256(_mm256_and_si256(second, _mm256_set1_epi32(0xff00)),
-                                           _mm256_and_si256(third, _mm256_set1_epi32(0xff0000))));
 }
 
 /* Word i of a step for 8 rows, ready for pair_of; 3 bits: `half` is which step of two it is. */
@@ -73,24 +53,7 @@ INLINE __m256i pair_of(__m256i word, int p, int bits) {
     return p == 3 ? word : _mm256_and_si256(word, _mm256_set1_epi16((1 << bits) - 1));
 }
 
-/* Asks for the lines of `bytes` of codes. */
-INLINE void prefetch(const uint8_t *codes, int bytes) {
-    UNROLL for (int at = 0; at < bytes; at += 64)
-        _mm_prefetch((const char *)codes + at, _MM_HINT_T0);
-}
-
 /* ---- The product ------------------------------------------------------------------------- */
-
-/* The pair at x in every lane. */
-INLINE __m256i broadcast(const int8_t *x) {
-    struct four {
-        int8_t bytes[4];
-    };
-    __m256i pairs;
-
-    __asm__("vpbroadcastd %1, %0" : "=x"(pairs) : "m"(*(const struct four *)(const void *)x));
-    return pairs;
-}
 
 /* sum + w · x, over the pair of every lane.  As broadcast() in assembly to keep the order: GCC 12
  * computes the products of a step first, and then has no register left for a sum. */
@@ -101,19 +64,6 @@ INLINE __m256i dot(__m256i sum, __m256i w, __m256i x) {
             : "+x"(sum), "=&x"(product)
             : "x"(w), "x"(x));
     return sum;
-}
-
-INLINE __m256 scale_of(const uint16_t *scales, enum fq_dtype type) {
-    const __m128i bits = _mm_loadu_si128((const __m128i *)(const void *)scales);
-
-    if (type == FQ_BF16)
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-    return _mm256_cvtph_ps(bits);
-}
-
-INLINE __m256 zero_of(const int8_t *zeros) {
-    return _mm256_cvtepi32_ps(
-        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)zeros)));
 }
 
 INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, int64_t step,
@@ -160,10 +110,7 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
     const int step_bytes = FQ_CPU_BLOCK * FQ_CPU_STEP * bits / 8;
     const int share = step_bytes * nv * LANES / FQ_CPU_BLOCK;
     const int64_t bytes = (end - begin) * step_bytes;
-    /* Each of the passes that lanes make over a chunk asks for a part of the lines of a later one,
-     * in their order.  All of them at once would be more than a core can wait for. */
-    const uint8_t *next = block->codes + begin * step_bytes + (bytes > AHEAD ? bytes : AHEAD) +
-                          bytes * lane / FQ_CPU_BLOCK;
+    const uint8_t *next = next_lines(block, begin * step_bytes, bytes, lane);
     __m256i sum[MR][NV][LIMBS_ALL];
 
     UNROLL for (int m = 0; m < mr; m++) UNROLL for (int v = 0; v < nv; v++)
@@ -177,35 +124,16 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
             tile_step(block->codes + lane * 4, fixed, step, 0, sum, mr, nv, bits, limbs);
     }
     UNROLL for (int v = 0; v < nv; v++) {
-        const int64_t at = span->group * FQ_CPU_BLOCK + lane + v * LANES;
-        const __m256 scale = scale_of(block->scales + at, block->weights->base.info.scale_type);
-        const __m256 zero = block->zeros ? zero_of(block->zeros + at) : _mm256_setzero_ps();
+        const struct row_terms terms = row_terms_of(block, span, lane + v * LANES);
 
         UNROLL for (int m = 0; m < mr; m++) {
-            float *out = values + m * FQ_CPU_BLOCK + lane + v * LANES;
             __m256 product = _mm256_cvtepi32_ps(sum[m][v][0]);
 
             if (limbs == LIMBS_ALL)
                 product = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m][v][1]), _mm256_set1_ps(65536),
                                           product);
-            if (block->zeros)
-                product = _mm256_fnmadd_ps(
-                    zero, _mm256_set1_ps(fixed[m].chunks[span->chunks - 1].sum), product);
-            _mm256_store_ps(out, _mm256_fmadd_ps(product, scale, _mm256_load_ps(out)));
-        }
-    }
-}
-
-INLINE void end_segment(const struct block *block, int64_t segment, float *part, float *values,
-                        int mr) {
-    for (int m = 0; m < mr; m++) {
-        const __m256 unit = _mm256_set1_ps(block->fixed[m].segments[segment].unit);
-
-        for (int lane = 0; lane < FQ_CPU_BLOCK; lane += LANES) {
-            float *out = values + m * FQ_CPU_BLOCK + lane, *in = part + m * FQ_CPU_BLOCK + lane;
-
-            _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_load_ps(in), unit, _mm256_load_ps(out)));
-            _mm256_store_ps(in, _mm256_setzero_ps());
+            add_product(values + m * FQ_CPU_BLOCK + lane + v * LANES, product, &terms,
+                        fixed[m].chunks[span->chunks - 1].sum);
         }
     }
 }
@@ -221,14 +149,6 @@ INLINE void tile_chunk(const struct block *block, const struct fq_cpu_span *span
 
     for (int lane = 0; lane < FQ_CPU_BLOCK; lane += nv * LANES)
         tile_part(block, span, lane, values, mr, nv, bits, limbs);
-}
-
-static void panel(const struct fq_cpu_job *job) {
-    fq_cpu_avx2_float.panel(job);
-}
-
-static void to_f32(float *out, const void *in, enum fq_dtype type, int64_t count) {
-    fq_cpu_avx2_float.to_f32(out, in, type, count);
 }
 
 const struct fq_cpu_kernels fq_cpu_avx2 = {
