@@ -49,7 +49,7 @@ struct fq_device_info {
     char name[128];        /* "NVIDIA H200", or the processor's model name */
     char uuid[48];         /* "GPU-xxxxxxxx-...", or "" where the device has none */
     char kernels[32];      /* what runs: "sm_90", "amx", "avx512bf16", "avx512vnni", "avx512",
-                              "avx2" or "generic" */
+                              "avxvnni", "avx2" or "generic" */
     int threads;           /* host threads a GEMM uses; 1 for cuda */
     bool device_memory;    /* FQ_MEMORY_DEVICE works */
     bool f32_activations;  /* FQ_F32 works */

@@ -161,6 +161,7 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         int bits;
         bool on_device;     /* gives all multiprocessors of a GPU something to do */
         bool on_hopper;     /* likewise, in forms that its kernels alone have */
+        bool on_host;       /* X and Y are in host memory */
         enum fq_dtype type; /* 0: any; FQ_BF16: scales are, too, and there are no zero points */
         bool plain;         /* nothing but products and a bias, to where a copy engine can go */
     } sizes[] = {
@@ -189,9 +190,11 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         {10000, 2560, 100, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
         {3000, 4000, 190, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
         {3000, 4000, 250, 4, .on_hopper = true, .type = FQ_BF16},
-        /* two launches */
-        {15000, 1900, 260, 4, .on_hopper = true, .type = FQ_F16},
-        {15000, 1900, 257, 3, .on_hopper = true, .type = FQ_BF16}};
+        /* two launches, the second one of few rows, and of more */
+        {15000, 1900, 257, 3, .on_hopper = true, .type = FQ_BF16},
+        {16128, 3072, 280, 4, .on_hopper = true, .type = FQ_F16},
+        /* rows of the host, two chunks of them, the second one of few rows */
+        {140000, 64, 148, 8, .on_hopper = true, .on_host = true, .type = FQ_F16}};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 
@@ -211,6 +214,8 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         shape.group = i % 2 ? 64 : 128;
         shape.gate_group = shape.gate_group ? 192 - shape.group : 0;
         shape.row_pointers = false;
+        if (sizes[i].on_host)
+            shape.kind = FQ_MEMORY_HOST;
         if (sizes[i].type)
             shape.type = sizes[i].type;
         if (sizes[i].type == FQ_BF16) {

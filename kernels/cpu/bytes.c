@@ -50,24 +50,27 @@ INLINE __m256i unpack(const uint8_t *codes, int64_t step, int half, int i, int b
 
 /* ---- The product ------------------------------------------------------------------------- */
 
-/* sum + w · the four bytes of x, in every lane; in assembly as broadcast(), and since compilers
- * without AVX-VNNI have no other way. */
+/* sum + w · the four bytes of x, in every lane; in assembly as broadcast(). */
 INLINE __m256i dot(__m256i sum, __m256i w, __m256i x) {
     __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
     return sum;
+}
+
+/* Limb l of columns 4i to 4i + 3 of a step, in every lane. */
+INLINE __m256i limb_of(const struct fq_cpu_fixed *fixed, int64_t step, int l, int i) {
+    return broadcast(fixed->limbs + step * (FQ_CPU_STEP * FQ_CPU_LIMBS) + l * FQ_CPU_STEP + i * 4);
 }
 
 INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, int64_t step,
                       int half, __m256i (*sum)[NV][FQ_CPU_LIMBS], int mr, int nv, int bits,
                       int limbs) {
     UNROLL for (int i = 0; i < 4; i++) {
-        const int8_t *x = fixed->limbs + step * (FQ_CPU_STEP * FQ_CPU_LIMBS) + i * 4;
         __m256i w[NV];
 
         if (mr == 1) { /* whose codes would take the registers of sums */
             __m256i limb[FQ_CPU_LIMBS];
 
-            UNROLL for (int l = 0; l < limbs; l++) limb[l] = broadcast(x + l * FQ_CPU_STEP);
+            UNROLL for (int l = 0; l < limbs; l++) limb[l] = limb_of(fixed, step, l, i);
             UNROLL for (int v = 0; v < nv; v++) {
                 w[0] = unpack(codes + v * LANES * 4, step, half, i, bits);
                 UNROLL for (int l = 0; l < limbs; l++) sum[0][v][l] =
@@ -78,7 +81,7 @@ INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, in
         UNROLL for (int v = 0; v < nv; v++) w[v] =
             unpack(codes + v * LANES * 4, step, half, i, bits);
         UNROLL for (int m = 0; m < mr; m++) UNROLL for (int l = 0; l < limbs; l++) {
-            const __m256i limb = broadcast(x + (fixed[m].limbs - fixed->limbs) + l * FQ_CPU_STEP);
+            const __m256i limb = limb_of(&fixed[m], step, l, i);
 
             UNROLL for (int v = 0; v < nv; v++) sum[m][v][l] = dot(sum[m][v][l], w[v], limb);
         }

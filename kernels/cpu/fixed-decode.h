@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Decode in fixed point: what dot.c and words.c do alike.  Tiles of 1 to 4 rows
+ * Decode in fixed point: what dot.c, bytes.c and words.c do alike.  Tiles of 1 to 4 rows
  * of X go through a block of W chunk by chunk, and a segment's sums are scaled
  * by its unit; rows that have no fixed-point form go to the kernels of floats.
  *

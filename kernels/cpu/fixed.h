@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A row of X to block fixed point: what fixed.c and words-fixed.c do alike, the
- * choice of each segment's form.  The including file defines LIMBS_FEW and
+ * A row of X to block fixed point: what fixed.c, bytes-fixed.c and words-fixed.c do
+ * alike, the choice of each segment's form.  The including file defines LIMBS_FEW and
  * LIMBS_ALL, the bits that either has besides the sign (BITS_FEW, 14 or a
  * little over, and BITS_ALL), the largest integer of LIMBS_FEW (FEW_MAX), the name of
  * the whole (TO_FIXED), and the two functions declared below.

@@ -176,16 +176,17 @@ static void chunks_cover_k_within_groups(void **unused) {
 }
 
 #ifdef FQ_CPU_X86
-/* X in fixed point, as a set of kernels has it. */
+/* X in fixed point, as a set of kernels has it: a column is part[0] + 2^16 · part[1], in units. */
 struct form {
     void (*to_fixed)(const struct fq_cpu_weights *weights, const float *x, enum fq_dtype type,
                      struct fq_cpu_fixed *fixed);
-    double (*column_of)(const int8_t *limbs, int bits, int64_t k); /* in units */
-    int limbs;                                                     /* of a segment, at most */
+    void (*find)(const int8_t *limbs, int bits, int64_t k, int part[2]);
+    int limbs;         /* of a segment, at most */
+    bool signed_codes; /* of 8 bits, which want no offset then */
 };
 
 /* 16-bit limbs; words.c says how columns lie in pairs. */
-static double column_in_words(const int8_t *limbs, int bits, int64_t k) {
+static void find_in_words(const int8_t *limbs, int bits, int64_t k, int part[2]) {
     static const int place[][8] = {
         {0, 2, 1, 3, 4, 6, 5, 7}, /* of column 0, 1, ... of 8: 8 bits */
         {0, 4, 1, 5, 2, 6, 3, 7}, /* 4 */
@@ -197,14 +198,16 @@ static double column_in_words(const int8_t *limbs, int bits, int64_t k) {
     limbs += k / 16 * 64 + (k % 16 / 8 * 8 + at) * 2;
     memcpy(&low, limbs, sizeof low);
     memcpy(&high, limbs + 32, sizeof high);
-    return (double)high * 65536 + low;
+    part[0] = low;
+    part[1] = high;
 }
 
 /* Bytes: sixteen columns, limb after limb. */
-static double column_in_bytes(const int8_t *limbs, int bits, int64_t k) {
+static void find_in_bytes(const int8_t *limbs, int bits, int64_t k, int part[2]) {
     (void)bits;
     limbs += k / 16 * 48 + k % 16;
-    return limbs[0] + 256.0 * limbs[16] + 65536.0 * limbs[32];
+    part[0] = limbs[0] + 256 * limbs[16];
+    part[1] = limbs[32];
 }
 
 /* Every element of X comes back within the rounding of its segment's form, however small it is. */
@@ -234,20 +237,30 @@ static void check_form(const struct form *form, int bits, enum fq_dtype type, in
     while (fq_cpu_next_span(&weights, &span)) {
         const struct fq_cpu_segment *segment = &segments[span.segments - 1];
         const bool has_largest = span.segment_begin <= 300 && 300 < span.segment_begin + 256;
-        double sum = 0;
+        const struct fq_cpu_chunk *chunk = &chunks[span.chunks - 1];
+        int64_t sum[2] = {0, 0};
 
         /* bf16's squares vanish below 1e-23: 15 bits are enough for it whatever stands out. */
         if (type == FQ_F32 || (has_largest && group == K && largest > 1e-23f))
             assert_int_equal(segment->limbs, form->limbs);
         assert_true(segment->unit > 0 && segment->unit < 1e30f);
         for (int64_t k = span.begin; k < span.end; k++) {
-            const double value = form->column_of(limbs, bits, k);
-            const double error = value * segment->unit - x[k];
+            int part[2];
+
+            form->find(limbs, bits, k, part);
+            const double error = (part[0] + 65536.0 * part[1]) * segment->unit - x[k];
 
             assert_true(error <= 0.5 * segment->unit && error >= -0.5 * segment->unit);
-            sum += value;
+            sum[0] += part[0];
+            sum[1] += part[1];
         }
-        assert_true(chunks[span.chunks - 1].sum == (float)sum);
+        assert_true(chunk->sum == (float)(sum[0] + 65536 * sum[1]));
+        for (int i = 0; i < 2; i++) {
+            const int64_t offset =
+                bits == 8 && form->signed_codes ? 0 : -sum[i] * (1 << (bits - 1));
+
+            assert_int_equal(chunk->offset[i], (int32_t)offset);
+        }
     }
 }
 
@@ -265,13 +278,13 @@ static void check_forms(const struct form *form) {
 
 static void words_of_x_come_back(void **unused) {
     (void)unused;
-    check_forms(&(struct form){fq_cpu_to_fixed_words, column_in_words, 2});
+    check_forms(&(struct form){fq_cpu_to_fixed_words, find_in_words, 2, true});
 }
 
 #ifdef FQ_CPU_AVXVNNI
 static void bytes_of_x_come_back(void **unused) {
     (void)unused;
-    check_forms(&(struct form){fq_cpu_to_fixed_bytes, column_in_bytes, 3});
+    check_forms(&(struct form){fq_cpu_to_fixed_bytes, find_in_bytes, 3, false});
 }
 #endif
 #endif

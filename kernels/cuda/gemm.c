@@ -328,8 +328,8 @@ static int align_rows(struct fq_cuda_stream *stream, struct fq_cuda_launch *laun
     return status;
 }
 
-/* More than FQ_DECODE_ROWS rows: one launch, or another one for what would fill its last blocks
- * badly (plan.h). */
+/* More than FQ_DECODE_ROWS rows: one launch, or more for what would fill its last blocks badly
+ * (plan.h). */
 static int launch_hopper_rows(struct fq_cuda_stream *stream, const struct fq_cuda_launch *whole,
                               struct fq_error *err) {
     const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
@@ -454,6 +454,7 @@ static int prefill_from_host(struct fq_cuda_stream *stream, struct fq_cuda_launc
                  gemm->residual ? (const uint16_t *)gemm->residual + row * gemm->residual_stride
                                 : NULL,
                  gemm->residual_stride);
+        launch->x_mapped = true; /* the rest, if it goes to decode: in order, equally far apart */
         status = launch_gemm(stream, launch, err);
         if (status < 0)
             return status;

@@ -485,17 +485,17 @@ template <class S, class T> class prefiller {
      * Sums of which nothing is wanted but a factor, a bias and a rounding: they are rounded in
      * registers, and stored by the copy engine, which leaves out what lies past the ends of Y.
      * While it is at it, the warpgroup goes on to the next block.  What there is no buffer for goes
-     * where the block's last tile of X was, in the stage before `place`: both warpgroups must be
-     * done with it, and it is given back once the next block has begun (release_held()).
+     * where the block's last stage was (X, or others' sums), the one before `place`: both
+     * warpgroups must be done with it, and it is given back once the next block has begun
+     * (release_held()).
      */
     __device__ __forceinline__ void store_by_copy(const float (&sums)[S::QUADS * 4], float factor,
                                                   const void *map, int m0, int strip,
                                                   const place_in_ring &place) const {
         const float2 bias = bias_of(strip);
 
-        /* Warpgroup 0 is done with its last tile before warpgroup 1 is with its own.  Each waits
-         * for the other before it lets that go on: of blocks of one tile, one would be a block
-         * ahead. */
+        /* Either may be done with the last stage first.  Each waits for the other before it lets
+         * that go on: of blocks of one tile, one would be a block ahead. */
         if (S::HOLDS && group == 0) {
             named_barrier_arrive(FQ_CUDA_BARRIER_DONE, S::CONSUMERS);
         } else if (S::HOLDS) {

@@ -7,8 +7,8 @@
  *
  * A CTA has producers and warpgroups of consumers, which have strips of 64 rows of W, or
  * runs of K of them.  Producers fill stages by bulk copies: codes, scales and zero points of every
- * strip, and X.  Each stage has two mbarriers: `full` (the copies are there) and `empty`
- * (every consumer warp is done with it).
+ * strip, and X; in the prefill others' sums of a block, too.  Each stage has two mbarriers: `full`
+ * (the copies are there) and `empty` (every consumer warp is done with it).
  */
 #ifndef FQ_KERNELS_CUDA_HOPPER_CUH
 #define FQ_KERNELS_CUDA_HOPPER_CUH

@@ -94,13 +94,13 @@ struct fq_cuda_prefill_plan fq_cuda_plan_prefill(const struct fq_cuda_gemm_size 
     return best;
 }
 
-static int64_t rows_time(const struct fq_cuda_gemm_size *size, int m) {
+int64_t fq_cuda_launch_time(const struct fq_cuda_gemm_size *size, int m) {
     return m <= FQ_DECODE_ROWS ? decode_time(size, m) : fq_cuda_plan_prefill(size, m).time;
 }
 
 int fq_cuda_plan_rows(const struct fq_cuda_gemm_size *size, int m) {
     static const int units[] = {FQ_DECODE_ROWS, 128, 192, 256};
-    int64_t least = rows_time(size, m);
+    int64_t least = fq_cuda_launch_time(size, m);
     int best = m;
 
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
@@ -109,7 +109,8 @@ int fq_cuda_plan_rows(const struct fq_cuda_gemm_size *size, int m) {
 
         if (first == 0)
             continue;
-        time = rows_time(size, first) + rows_time(size, m - first) + ANOTHER_LAUNCH;
+        time = fq_cuda_launch_time(size, first) + fq_cuda_launch_time(size, m - first) +
+               ANOTHER_LAUNCH;
         time += time / (LEAST_GAIN - 1);
         if (time < least) {
             least = time;

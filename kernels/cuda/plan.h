@@ -28,8 +28,11 @@ struct fq_cuda_prefill_plan {
 /* The fastest launch for m rows of X, 1 or more. */
 struct fq_cuda_prefill_plan fq_cuda_plan_prefill(const struct fq_cuda_gemm_size *size, int m);
 
-/* Of m rows of X, more than FQ_DECODE_ROWS, how many the first launch takes: all of them, or what
- * fills its blocks, so that others do the rest sooner.  Up to FQ_DECODE_ROWS go to decode. */
+/* About what one launch for m rows of X takes, in ns; up to FQ_DECODE_ROWS go to decode. */
+int64_t fq_cuda_launch_time(const struct fq_cuda_gemm_size *size, int m);
+
+/* Of m rows of X, more than FQ_DECODE_ROWS, how many the first launch takes: all of them, or a
+ * multiple of FQ_DECODE_ROWS, 128, 192 or 256, so that further ones do the rest sooner. */
 int fq_cuda_plan_rows(const struct fq_cuda_gemm_size *size, int m);
 
 #endif

@@ -90,17 +90,13 @@ static void the_last_part_is_longer(void **context) {
 static int64_t planned_time(const struct fq_cuda_gemm_size *size, int m, int *launches) {
     int64_t time = 0;
 
-    *launches = 0;
-    while (m > FQ_DECODE_ROWS) {
-        const int rows = fq_cuda_plan_rows(size, m);
+    for (*launches = 0; m > 0; ++*launches) {
+        const int rows = m > FQ_DECODE_ROWS ? fq_cuda_plan_rows(size, m) : m;
 
-        assert_in_range(rows, FQ_DECODE_ROWS, m);
-        if (rows > FQ_DECODE_ROWS)
-            time += fq_cuda_plan_prefill(size, rows).time;
+        assert_in_range(rows, 1, m);
+        time += fq_cuda_launch_time(size, rows);
         m -= rows;
-        ++*launches;
     }
-    *launches += m > 0;
     return time;
 }
 
@@ -141,7 +137,9 @@ static void a_row_more_costs_no_block(void **context) {
         (void)planned_time(&size, rows[i] + 1, &launches);
         assert_int_equal(launches, 2);
     }
-    assert_int_equal(fq_cuda_plan_rows(&size, 250), 250);
+    for (int m = 193; m <= 256; m++) /* nor do rows that fill most of one leave it */
+        assert_int_equal(fq_cuda_plan_rows(&size, m), m);
+    assert_int_equal(fq_cuda_plan_rows(&size, 384), 384);
 }
 
 int main(void) {
