@@ -60,6 +60,7 @@ CUDA_SOURCES = kernels/cuda/backend.c kernels/cuda/memory.c kernels/cuda/slab.c 
 	kernels/cuda/hopper-decode-cta.cuh kernels/cuda/hopper-decode-produce.cuh \
 	kernels/cuda/hopper-decode-store.cuh kernels/cuda/hopper-decode-sum.cuh \
 	kernels/cuda/hopper-parts.cuh \
+	kernels/cuda/hopper-prefill-cta.cuh kernels/cuda/hopper-prefill-store.cuh \
 	kernels/cuda/hopper-prefill.cuh kernels/cuda/gemm.cuh kernels/cuda/decode.cuh \
 	kernels/cuda/hopper-decode-int8.cu kernels/cuda/hopper-decode-int4.cu \
 	kernels/cuda/hopper-decode-int3.cu kernels/cuda/hopper-prefill-int8.cu \

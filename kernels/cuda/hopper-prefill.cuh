@@ -25,39 +25,7 @@
 #define FQ_KERNELS_CUDA_HOPPER_PREFILL_CUH
 
 #include "hopper-parts.cuh"
-
-template <int N_, int BITS_> struct prefill_shape {
-    static constexpr int N = N_, BITS = BITS_;
-    static constexpr int GROUPS = 2; /* consumer warpgroups, a strip of W each */
-    static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
-    /* A CTA starts with 168 a thread, and setmaxnreg only moves them.  Where the consumers' sums
-     * leave some, the producer has enough to keep nothing in memory. */
-    static constexpr int PRODUCER_REGISTERS = N == 128 ? 88 : N == 192 ? 72 : 40;
-    static constexpr int CONSUMER_REGISTERS = N == 128 ? 208 : N == 192 ? 216 : 232;
-    static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
-    static constexpr int SENT = N / FQ_CUDA_CLUSTER; /* rows of X that a CTA sends to both */
-    static constexpr int QUADS = N / 8;              /* float4 of sums that a thread has */
-    /* Of those of all consumers, what has room where a stage has X. */
-    static constexpr int STAGE_QUADS = N * 128 / (CONSUMERS * 16);
-    static constexpr int STAGES = (N == 128 ? 8 : N == 192 ? 6 : 5) - (BITS == 8);
-    /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
-    static constexpr int CODES = N * 128, SCALES = CODES + GROUPS * TILE;
-    /* Where results change their order on the way out, a warpgroup's: some rows of X by one strip,
-     * in fp32, or twice as many rounded, half of them on their way. */
-    static constexpr int OUT_ROWS = FQ_CUDA_OUT_ROWS, OUT_PITCH = FQ_CUDA_STRIP * 4;
-    static constexpr int OUT = OUT_ROWS * OUT_PITCH, OUT_QUADS = OUT_ROWS / 8;
-    static constexpr int OUT_PARTS = N / OUT_ROWS;
-    /* Rows of X that find room there rounded; of any others the last stage is held for theirs. */
-    static constexpr int BUFFER_ROWS = N < 2 * OUT_ROWS ? N : 2 * OUT_ROWS;
-    static constexpr bool HOLDS = N > BUFFER_ROWS;
-    static_assert((N - BUFFER_ROWS) * FQ_CUDA_STRIP * 2 * GROUPS <= N * 128, "room in a stage's X");
-
-    static __host__ __device__ int stage_bytes(int slots, bool zeros) {
-        int bytes = SCALES + GROUPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
-
-        return (bytes + 1023) / 1024 * 1024;
-    }
-};
+#include "hopper-prefill-store.cuh"
 
 #ifdef FQ_HOPPER_CODE
 
@@ -73,41 +41,40 @@ static __device__ __forceinline__ float scale_factor(const fq_cuda_matrix &w) {
     return __uint_as_float((uint32_t)(127 + exponent) << 23);
 }
 
-template <class S, class T> class prefiller {
+template <class S, class T> class prefiller : prefill_storer<S, T> {
     using codes_of = dequantizer<S::BITS, T, reading::own>;
-
-    const fq_cuda_launch &launch;
-    const uint32_t ring, out, full, empty; /* in shared memory */
-    const int stage_bytes, zeros_at;
-    const int worker, half, thread, lane, group;
-    /* Of lanes 0 and 1, the first stage's empty barrier in either CTA; 0 of the others. */
-    const uint32_t releases;
-    using place_in_ring = known_ring_place<S::STAGES>;
-
-    /* A block's place: blocks go down W first, so that workers side by side share rows of X. */
-    __device__ __forceinline__ int block_m0(int block) const {
-        return block / launch.blocks_n * S::N;
-    }
+    using cta = prefill_cta<S>;
+    using storer = prefill_storer<S, T>;
+    using place_in_ring = typename cta::place_in_ring;
+    using cta::block_m0;
+    using cta::empty_of;
+    using cta::full_of;
+    using cta::group;
+    using cta::half;
+    using cta::lane;
+    using cta::launch;
+    using cta::release;
+    using cta::ring;
+    using cta::stage_bytes;
+    using cta::thread;
+    using cta::worker;
+    using cta::zeros_at;
+    using storer::release_held;
+    using storer::store;
+    using storer::store_by_copy;
 
     __device__ __forceinline__ bool find_strip(int block, int index, const fq_cuda_matrix *&w,
                                                int &strip) const {
-        int cta = block % launch.blocks_n * FQ_CUDA_CLUSTER + half;
+        int first = block % launch.blocks_n * FQ_CUDA_CLUSTER + half;
 
         if (launch.gate.codes) {
             w = index == 0 ? &launch.gate : &launch.w;
-            strip = cta;
+            strip = first;
         } else {
             w = &launch.w;
-            strip = cta * S::GROUPS + index;
+            strip = first * S::GROUPS + index;
         }
         return strip < w->strips;
-    }
-
-    __device__ __forceinline__ uint32_t full_of(const place_in_ring &place) const {
-        return full + place.stage * 8;
-    }
-    __device__ __forceinline__ uint32_t empty_of(const place_in_ring &place) const {
-        return empty + place.stage * 8;
     }
 
     using copies = strip_copies<S::BITS, S::GROUPS>;
@@ -265,17 +232,6 @@ template <class S, class T> class prefiller {
         }
     }
 
-    /* By a warp that is done with a stage, for both CTAs. */
-    __device__ __forceinline__ void release(uint32_t stage) const {
-        __syncwarp();
-        if (FQ_CUDA_WARP_ARRIVALS > 1) {
-            mbarrier_arrive(empty + stage * 8);
-            mbarrier_arrive_at(empty + stage * 8, half ^ 1);
-        } else if (releases) {
-            mbarrier_arrive_there(releases + stage * 8);
-        }
-    }
-
     /*
      * The warpgroups queue their products in turns, a tile each, so that one dequantizes while the
      * tensor cores are at the other's.
@@ -419,196 +375,11 @@ template <class S, class T> class prefiller {
         }
     }
 
-    __device__ __forceinline__ void meet_warpgroup() const {
-        if (group == 0)
-            named_barrier(FQ_CUDA_BARRIER_GROUPS, 128);
-        else
-            named_barrier(FQ_CUDA_BARRIER_GROUPS + 1, 128);
-    }
-
-    /* Where eight sums of a row of X are, by their place in the strip: the rows that a warp writes
-     * at a time keep out of each other's banks. */
-    static __device__ __forceinline__ uint32_t wide_piece(int row, int eight) {
-        return row * S::OUT_PITCH + ((eight ^ (row / 2 & 3)) << 5);
-    }
-    static __device__ __forceinline__ void load_sums(float (&v)[8], uint32_t address) {
-        *reinterpret_cast<float4 *>(v) = lds_f4(address);
-        *reinterpret_cast<float4 *>(v + 4) = lds_f4(address + 16);
-    }
-
-    /* The part of the strips' bias that a thread's sums want: of rows g and g+8. */
-    __device__ __forceinline__ float2 bias_of(int strip) const {
-        const int n = strip * FQ_CUDA_STRIP + thread / 32 % 4 * FQ_CUDA_QUARTER + lane / 4;
-        float2 bias = {};
-
-        if (launch.bias && n < launch.w.n)
-            bias.x = load_bias(launch.bias, launch.bias_type, n);
-        if (launch.bias && n + 8 < launch.w.n)
-            bias.y = load_bias(launch.bias, launch.bias_type, n + 8);
-        return bias;
-    }
-
-    /* Rounds `ROWS` rows of X of a block, from the FIRST on, turns them on their way to `buffer`,
-     * and has them copied to Y. */
-    template <int FIRST, int ROWS>
-    __device__ __forceinline__ void copy_rows(const float (&sums)[S::QUADS * 4], float factor,
-                                              float2 bias, const void *map, int m0, int strip,
-                                              uint32_t buffer) const {
-        const int warp = thread / 32 % 4;
-        const uint32_t mine =
-            buffer + lane / 16 * 1024 + wgmma_piece(lane % 8, warp * 2 + lane / 8 % 2);
-
-#pragma unroll
-        for (int q = 0; q < ROWS / 8; q += 2) {
-            const float *v = sums + (FIRST / 8 + q) * 4;
-            const uint32_t rounded[4] = {
-                T::pack(fmaf(v[0], factor, bias.x), fmaf(v[1], factor, bias.x)),
-                T::pack(fmaf(v[2], factor, bias.y), fmaf(v[3], factor, bias.y)),
-                T::pack(fmaf(v[4], factor, bias.x), fmaf(v[5], factor, bias.x)),
-                T::pack(fmaf(v[6], factor, bias.y), fmaf(v[7], factor, bias.y))};
-
-            store_turned(mine + q * 1024, rounded);
-        }
-        fence_copy_engine();
-        meet_warpgroup();
-        if (thread % 128 != 0)
-            return;
-#pragma unroll
-        for (int row = 0; row < ROWS; row += S::OUT_ROWS)
-            if (m0 + FIRST + row < launch.m)
-                tensor_store(map, strip * FQ_CUDA_STRIP, m0 + FIRST + row,
-                             buffer + row * FQ_CUDA_STRIP * 2);
-        tensor_store_commit();
-    }
-
-    /*
-     * Sums of which nothing is wanted but a factor, a bias and a rounding: they are rounded in
-     * registers, and stored by the copy engine, which leaves out what lies past the ends of Y.
-     * While it is at it, the warpgroup goes on to the next block.  What there is no buffer for goes
-     * where the block's last stage was (X, or others' sums), the one before `place`: both
-     * warpgroups must be done with it, and it is given back once the next block has begun
-     * (release_held()).
-     */
-    __device__ __forceinline__ void store_by_copy(const float (&sums)[S::QUADS * 4], float factor,
-                                                  const void *map, int m0, int strip,
-                                                  const place_in_ring &place) const {
-        const float2 bias = bias_of(strip);
-
-        /* Either may be done with the last stage first.  Each waits for the other before it lets
-         * that go on: of blocks of one tile, one would be a block ahead. */
-        if (S::HOLDS && group == 0) {
-            named_barrier_arrive(FQ_CUDA_BARRIER_DONE, S::CONSUMERS);
-        } else if (S::HOLDS) {
-            named_barrier(FQ_CUDA_BARRIER_DONE, S::CONSUMERS);
-            named_barrier_arrive(FQ_CUDA_BARRIER_DONE + 1, S::CONSUMERS);
-        }
-        if (thread % 128 == 0) /* of the block before */
-            tensor_store_wait_read<0>();
-        meet_warpgroup();
-        copy_rows<0, S::BUFFER_ROWS>(sums, factor, bias, map, m0, strip, out + group * S::OUT);
-        if constexpr (S::HOLDS) {
-            if (group == 0)
-                named_barrier(FQ_CUDA_BARRIER_DONE + 1, S::CONSUMERS);
-            copy_rows<S::BUFFER_ROWS, S::N - S::BUFFER_ROWS>(
-                sums, factor, bias, map, m0, strip,
-                ring + place.stage_before() * stage_bytes +
-                    group * ((S::N - S::BUFFER_ROWS) * FQ_CUDA_STRIP * 2));
-        }
-    }
-
-    /* Gives the stage before `place` back if it was kept for store_by_copy(). */
-    __device__ __forceinline__ void release_held(const place_in_ring &place, bool &held) const {
-        if (!S::HOLDS || !held)
-            return;
-        if (thread % 128 == 0)
-            tensor_store_wait_read<0>();
-        release(place.stage_before());
-        held = false;
-    }
-
-    /* Any others.  Some rows of X at a time go through shared memory, so that results lie side by
-     * side.  Of a gated pair, warpgroup 0 brings the gate's sums and 1 those of W. */
-    __device__ __forceinline__ void store(const float (&sums)[S::QUADS * 4], int m0,
-                                          int strip) const {
-        const int n0 = strip * FQ_CUDA_STRIP;
-        const bool gated = launch.gate.codes != nullptr;
-        const int threads = gated ? S::CONSUMERS : 128;
-        auto meet = [&]() { /* with all who bring sums or take them */
-                            if (gated)
-                                named_barrier(FQ_CUDA_BARRIER_GATE, S::CONSUMERS);
-                            else
-                                meet_warpgroup();
-        };
-        const uint32_t buffer = out + group * S::OUT;
-        const uint32_t mine = buffer + wide_piece(lane % 4 * 2, thread / 32 % 4 * 2) + lane / 4 * 4;
-
-        for (int part = 0; part < S::OUT_PARTS; part++) {
-            const int row0 = m0 + part * S::OUT_ROWS;
-
-            if (row0 >= launch.m)
-                return;
-            meet(); /* the last part is stored */
-#pragma unroll
-            for (int p = 0; p < S::OUT_PARTS; p++) {
-                if (p != part)
-                    continue;
-#pragma unroll
-                for (int q = 0; q < S::OUT_QUADS; q++) {
-                    const float *v = sums + (p * S::OUT_QUADS + q) * 4;
-                    uint32_t to = mine + q * 8 * S::OUT_PITCH;
-
-                    sts_32(to, v[0]);
-                    sts_32(to + S::OUT_PITCH, v[1]);
-                    sts_32(to ^ 32, v[2]);
-                    sts_32((to ^ 32) + S::OUT_PITCH, v[3]);
-                }
-            }
-            meet();
-            for (int i = thread & (threads - 1); i < S::OUT_ROWS * 8; i += threads) {
-                int row = i / 8, n = n0 + i % 8 * 8;
-                int64_t m = row0 + row;
-                uint32_t at = wide_piece(row, i % 8);
-                float v[8], gate[8];
-
-                load_sums(v, (gated ? out + S::OUT : buffer) + at);
-                if (gated)
-                    load_sums(gate, out + at);
-                if (m < launch.m && n < launch.w.n)
-                    store_run<T, 8, false>(
-                        launch, v, gate, static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
-                        launch.residual ? static_cast<const uint16_t *>(launch.residual) +
-                                              m * launch.residual_stride
-                                        : nullptr,
-                        n);
-            }
-        }
-    }
-
   public:
     __device__ __forceinline__ prefiller(const fq_cuda_launch &l, uint32_t shared)
-        : launch(l), ring(shared), out(shared + S::STAGES * l.stage_bytes),
-          full(out + S::GROUPS * S::OUT), empty(full + S::STAGES * 8), stage_bytes(l.stage_bytes),
-          zeros_at(S::SCALES + S::GROUPS * l.slots * FQ_CUDA_SCALE_BYTES),
-          worker(blockIdx.x / FQ_CUDA_CLUSTER), half(blockIdx.x % FQ_CUDA_CLUSTER),
-          thread(threadIdx.x), lane(threadIdx.x % 32), group(threadIdx.x / 128),
-          releases(lane < FQ_CUDA_CLUSTER ? cluster_address(empty, lane) : 0) {
+        : storer(l, shared) {
     }
-
-    /* By all warps, of which the first ones make the barriers of a stage each; the cluster's is to
-     * be waited for. */
-    __device__ __forceinline__ void init_barriers() const {
-        const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-
-        static_assert(S::STAGES <= S::THREADS / 32);
-        if (warp < S::STAGES && elect_one()) {
-            mbarrier_init(full + warp * 8, 1);
-            mbarrier_init(empty + warp * 8,
-                          S::CONSUMERS / 32 * FQ_CUDA_CLUSTER * FQ_CUDA_WARP_ARRIVALS);
-            mbarrier_fence_init();
-        }
-        __syncwarp();
-        cluster_arrive_relaxed();
-    }
+    using cta::init_barriers;
 
     /* By a thread. */
     __device__ __forceinline__ void produce(const void *x_map, const void *y_map) const {
