@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(THREADS, 1) step(int64_t *cycles, float *sink,
     __syncthreads();
 
     const auto dequantize = [&](int t, int tile) {
-        using codes_of = dequantizer<BITS, T, decode_reading<T>(BITS, N)>;
+        using codes_of = dequantizer<BITS, T, decode_reading(BITS, N)>;
         const lane_codes<BITS> c = load_codes<BITS>(codes + tile * FQ_CUDA_TILE_BYTES(BITS));
 
 #pragma unroll

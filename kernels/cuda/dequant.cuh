@@ -127,20 +127,16 @@ template <> constexpr float fragment_factor<4, bf16> = 4;
 /*
  * How fields that stand s bits up in their half are read, of int3 and, in fp16, int4: under a power
  * of two of their `own`; or all under a `common` one, where a multiplication by 2^−s comes with the
- * subtraction; or all `multiplied`, those at bit 0 by 1.  The results are the same; which is faster
- * depends on what is around it.
+ * subtraction.  The results are the same; which is faster depends on what is around it.
  */
 enum class reading {
     own,
-    common,
-    multiplied
+    common
 };
 
-/* Of the decode kernels for up to n rows of X, as measured (NOTES.md, version 19). */
-template <class T> constexpr reading decode_reading(int bits, int n) {
-    if (bits == 3 && n == (T::is_f16 ? 8 : 32))
-        return reading::multiplied;
-    return T::is_f16 && n <= 16 ? reading::common : reading::own;
+/* Of the decode kernels for up to n rows of X, as measured (NOTES.md, version 21). */
+constexpr reading decode_reading(int bits, int n) {
+    return n <= (bits == 3 ? 8 : 16) ? reading::common : reading::own;
 }
 
 /* From codes of so many bits to fragments. */
@@ -156,6 +152,7 @@ template <int BITS, class T, reading READING> struct dequantizer {
      */
     struct zero_terms {
         uint32_t low[PLACES], high[PLACES];
+        uint32_t last; /* of int3's sixteenth pair: −112 − zero */
     };
 
     /* The A fragment of step 0 to 3: {row g, row g+8, row g k+8, row g+8 k+8}, two codes each. */
@@ -166,7 +163,9 @@ template <int BITS, class T, reading READING> struct dequantizer {
         if constexpr (BITS == 3) {
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                a[i] = int3_pair(c, 4 * step + i, i & 1 ? zero.high : zero.low);
+                a[i] = 4 * step + i == 15
+                           ? last_int3_pair(c, zero.last)
+                           : int3_pair(c, 4 * step + i, i & 1 ? zero.high : zero.low);
         }
 #pragma unroll
         for (int half = 0; half < (BITS == 3 ? 0 : 2); half++) {
@@ -214,10 +213,13 @@ template <int BITS, class T, reading READING> struct dequantizer {
             return {{twice(pair, 0, 0x42)},
                     {mul_bf16x2(twice(pair >> 4, 0, 0), FQ_BF16_MINUS_LARGEST)}};
         } else {
+            const uint32_t low = twice(pair, 0, T::is_f16 ? 0x64 : 0x43),
+                           high = twice(pair, 1, T::is_f16 ? 0x64 : 0x43);
             zero_terms to;
 
-            unpack_int3(to.low, twice(pair, 0, T::is_f16 ? 0x64 : 0x43));
-            unpack_int3(to.high, twice(pair, 1, T::is_f16 ? 0x64 : 0x43));
+            unpack_int3(to.low, low);
+            unpack_int3(to.high, high);
+            to.last = T::sub(T::is_f16 ? 0x63206320u : 0x41804180u, high); /* 912, 16 */
             return to;
         }
     }
@@ -226,7 +228,6 @@ template <int BITS, class T, reading READING> struct dequantizer {
      * compiled. */
     static __device__ __forceinline__ zero_terms middle_zeros() {
         constexpr uint32_t minus = OWN ? 0 : 0x80008000u;
-        constexpr uint32_t first = READING == reading::multiplied ? minus : 0;
 
         if constexpr (BITS == 8)
             return T::is_f16 ? zero_terms{{0x64806480u}, {0x64806480u}}
@@ -235,11 +236,13 @@ template <int BITS, class T, reading READING> struct dequantizer {
             return T::is_f16 ? zero_terms{{0x64086408u}, {0x54805480u | minus}}
                              : zero_terms{{0x42084208u}, {0xc000c000u}};
         else if constexpr (T::is_f16)
-            return {{0x64046404u | first, 0x58205820u | minus, 0x4d004d00u | minus},
-                    {0x64046404u | first, 0x58205820u | minus, 0x4d004d00u | minus}};
+            return {{0x64046404u, 0x58205820u | minus, 0x4d004d00u | minus},
+                    {0x64046404u, 0x58205820u | minus, 0x4d004d00u | minus},
+                    0xd740d740u};
         else
-            return {{0x43044304u | first, 0x41a041a0u | minus},
-                    {0x43044304u | first, 0x41a041a0u | minus}};
+            return {{0x43044304u, 0x41a041a0u | minus},
+                    {0x43044304u, 0x41a041a0u | minus},
+                    0xc2e8c2e8u};
     }
 
   private:
@@ -255,34 +258,39 @@ template <int BITS, class T, reading READING> struct dequantizer {
 
         return magic[OWN ? place : 0];
     }
-    /* Pair `index` (0 to 15) of a lane's 32 codes of int3, as code − zero. */
+    /* Pair `index` (0 to 14) of a lane's 32 codes of int3, as code − zero. */
     static __device__ __forceinline__ uint32_t int3_pair(const lane_codes<3> &c, int index,
                                                          const uint32_t (&zero)[PLACES]) {
         constexpr uint32_t factors[] = {T::is_f16 ? 0x3c003c00u : 0x3f803f80u, /* 1, 1/8, 1/64 */
                                         T::is_f16 ? 0x30003000u : 0x3e003e00u, 0x24002400u};
-        int place = index % 5 % PLACES;
-        uint32_t field;
+        const int place = index % 5 % PLACES;
+        const uint32_t word = c.words[index / 5] >> (3 * (index % 5 / PLACES * PLACES));
+        const uint32_t field = lop3<0xea>(word, 0x00070007u << (3 * place), int3_magic(place));
 
-        if (index == 15) {
-            place = 0;
-            field = lop3<0xea>(c.words[0] >> 15, 0x00010001u, int3_magic(0));
-            field = lop3<0xea>(c.words[1] >> 14, 0x00020002u, field);
-            field = lop3<0xea>(c.words[2] >> 13, 0x00040004u, field);
-        } else {
-            uint32_t word = c.words[index / 5] >> (3 * (index % 5 / PLACES * PLACES));
+        return OWN || place == 0 ? T::sub(field, zero[place])
+                                 : T::fma(field, factors[place], zero[place]);
+    }
+    /* The sixteenth, whose bits are bit 15 of the three words.  They are read where the last pairs'
+     * shift leaves them, as 16 + bit, 32 + 2 bit and 64 + 4 bit: no shifts of their own. */
+    static __device__ __forceinline__ uint32_t last_int3_pair(const lane_codes<3> &c,
+                                                              uint32_t last) {
+        constexpr int SHIFT = 3 * (4 / PLACES * PLACES);
+        constexpr uint32_t bit = 0x00010001u << (15 - SHIFT);
+        constexpr uint32_t factors[] = {T::is_f16 ? 0x24002400u : 0x3e003e00u, /* 1/64, 1/8 */
+                                        T::is_f16 ? 0x28002800u : 0x3e803e80u,
+                                        T::is_f16 ? 0x2c002c00u : 0x3f003f00u};
 
-            field = lop3<0xea>(word, 0x00070007u << (3 * place), int3_magic(place));
-        }
-        return OWN || (place == 0 && READING == reading::common)
-                   ? T::sub(field, zero[place])
-                   : T::fma(field, factors[place], zero[place]);
+#pragma unroll
+        for (int i = 0; i < 3; i++)
+            last = T::fma(lop3<0xea>(c.words[i] >> SHIFT, bit, int3_magic(0)), factors[i], last);
+        return last;
     }
     /* first: a zero point in the first place, twice. */
     static __device__ __forceinline__ void unpack_int3(uint32_t (&zero)[PLACES], uint32_t first) {
         constexpr uint32_t less[] = {0, T::is_f16 ? 0x63006300u : 0x42e042e0u, /* 896, 112 */
                                      0x63e063e0u};                             /* 1008 */
 
-        zero[0] = READING == reading::multiplied ? first ^ 0x80008000u : first;
+        zero[0] = first;
 #pragma unroll
         for (int i = 1; i < PLACES; i++)
             zero[i] = OWN ? T::sub(first, less[i]) : T::sub(less[i], first);

@@ -232,8 +232,10 @@ static int map_rows(const void *data, int m, int columns, int64_t row_stride, in
 static int arrange_rows(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                         struct fq_error *err) {
     const struct fq_cuda_matrix *w = &launch->w;
-    struct fq_cuda_arrange arrange = {
-        .m = launch->m, .rows_padded = launch->m <= 32 ? 32 : 64, .k = w->k, .tiles = w->tiles};
+    struct fq_cuda_arrange arrange = {.m = launch->m,
+                                      .rows_padded = fq_cuda_decode_rows(launch->m),
+                                      .k = w->k,
+                                      .tiles = w->tiles};
     int status = grow_scratch(stream, (uint64_t)w->tiles * arrange.rows_padded * 128, err);
 
     if (status < 0)

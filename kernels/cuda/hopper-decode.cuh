@@ -166,23 +166,33 @@ template <class S> static bool has_room_for_thirds(const fq_cuda_launch &args) {
 
 /* For launches of up to ROWS rows.  Beyond 32, each way of parting has a kernel of its own. */
 template <int ROWS, int BITS> using decode_rows = decode_shape<ROWS, BITS, parting::any>;
-template <int BITS> using decode_whole = decode_shape<64, BITS, parting::whole>;
-template <int BITS> using decode_thirds = decode_shape<64, BITS, parting::in_order>;
+template <int ROWS, int BITS> using decode_whole = decode_shape<ROWS, BITS, parting::whole>;
+template <int ROWS, int BITS> using decode_thirds = decode_shape<ROWS, BITS, parting::in_order>;
+
+template <int ROWS, int BITS, class T>
+static cudaError_t queue_decode_parted(const fq_cuda_launch &args, const CUtensorMap &x,
+                                       cudaStream_t stream) {
+    return args.third != 0 ? queue_decode<decode_thirds<ROWS, BITS>, T>(args, x, stream)
+                           : queue_decode<decode_whole<ROWS, BITS>, T>(args, x, stream);
+}
 
 template <int BITS, class T>
 static cudaError_t queue_decode_by_rows(fq_cuda_launch args, const CUtensorMap &x,
                                         cudaStream_t stream) {
     if (!has_room_for_thirds<decode_rows<32, BITS>>(args))
         args.third = 0;
-    if (args.m <= 8)
+    switch (fq_cuda_decode_rows(args.m)) {
+    case 8:
         return queue_decode<decode_rows<8, BITS>, T>(args, x, stream);
-    if (args.m <= 16)
+    case 16:
         return queue_decode<decode_rows<16, BITS>, T>(args, x, stream);
-    if (args.m <= 32)
+    case 32:
         return queue_decode<decode_rows<32, BITS>, T>(args, x, stream);
-    if (args.third != 0)
-        return queue_decode<decode_thirds<BITS>, T>(args, x, stream);
-    return queue_decode<decode_whole<BITS>, T>(args, x, stream);
+    case 48:
+        return queue_decode_parted<48, BITS, T>(args, x, stream);
+    default:
+        return queue_decode_parted<64, BITS, T>(args, x, stream);
+    }
 }
 
 template <int BITS>
@@ -207,6 +217,12 @@ template <class S, class T> static cudaError_t prepare_decode() {
     return cudaSuccess;
 }
 
+template <int ROWS, int BITS, class T> static cudaError_t prepare_decode_parted() {
+    cudaError_t error = prepare_decode<decode_thirds<ROWS, BITS>, T>();
+
+    return error == cudaSuccess ? prepare_decode<decode_whole<ROWS, BITS>, T>() : error;
+}
+
 template <int BITS, class T> static cudaError_t prepare_decode_by_rows() {
     cudaError_t error = prepare_decode<decode_rows<8, BITS>, T>();
 
@@ -215,8 +231,8 @@ template <int BITS, class T> static cudaError_t prepare_decode_by_rows() {
     if (error == cudaSuccess)
         error = prepare_decode<decode_rows<32, BITS>, T>();
     if (error == cudaSuccess)
-        error = prepare_decode<decode_thirds<BITS>, T>();
-    return error == cudaSuccess ? prepare_decode<decode_whole<BITS>, T>() : error;
+        error = prepare_decode_parted<48, BITS, T>();
+    return error == cudaSuccess ? prepare_decode_parted<64, BITS, T>() : error;
 }
 
 template <int BITS> static cudaError_t prepare_decode_any() {

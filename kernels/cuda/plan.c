@@ -36,6 +36,7 @@ static const struct decode_rows {
 } decode_rows[] = {{8, 3200, 61, 66, 120},
                    {16, 3900, 76, 75, 123},
                    {32, 4700, 90, 91, 125},
+                   {48, 5900, 109, 106, 140},
                    {FQ_DECODE_ROWS, 6800, 125, 124, 156}};
 
 static int64_t divide_up(int64_t a, int64_t b) {

@@ -54,6 +54,11 @@
 #define FQ_CUDA_THIRDS_STRIPS 2
 #define FQ_CUDA_THIRDS        FQ_CUDA_DECODE_GROUPS
 
+/* Rows of X that the decode kernel for m has room for. */
+static FQ_HOST_DEVICE int fq_cuda_decode_rows(int m) {
+    return m <= 8 ? 8 : (m + 15) / 16 * 16;
+}
+
 /* Rows of X that a box of its tensor map has, in eights, which is how wgmma has them (just those
  * there are was not tried).  What a tile has room for behind them is not written; its sums are
  * nobody's. */
