@@ -34,7 +34,7 @@ libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512
 libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c kernels/cpu/dot.h kernels/cpu/fixed.c \
 	kernels/cpu/fixed-decode.h kernels/cpu/block.h kernels/cpu/fixed.h
 libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
-	-mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mfma -mf16c -mprefer-vector-width=512
+	-mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 libfqcpu_avx512bf16_la_SOURCES = kernels/cpu/bf16.c
 libfqcpu_avx512bf16_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS) -mavx512bf16
 endif

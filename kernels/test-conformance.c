@@ -258,6 +258,34 @@ static void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
     fq_backend_free(backend);
 }
 
+/* Three strips of W to a worker of a GPU and a K of several full stages, scales of X's type and
+ * groups of one or two tiles: the loops that most launches of a model go through. */
+static void stays_within_the_bounds_in_full_stages(void **context) {
+    static const int64_t ms[] = {8, 3, 6, 1, 16, 30, 48, 64};
+    struct fq_backend *backend;
+    struct fq_device_info info = open_target(*context, 0, &backend);
+
+    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits); i++) {
+        const enum fq_dtype type = i % 2 ? FQ_BF16 : FQ_F16;
+        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
+                              .scale_type = type,
+                              .group = i / 2 % 2 ? 128 : 64,
+                              .zeros = i % 5 == 4};
+
+        draw(&shape, &info);
+        shape.m = ms[i / COUNT(all_bits)];
+        shape.n = 12600;
+        shape.k = 1700;
+        shape.group = i / 2 % 2 ? 128 : 64;
+        shape.gate_group = 0;
+        shape.type = type;
+        shape.kind = FQ_MEMORY_DEVICE;
+        shape.row_pointers = false;
+        check_shape(backend, &shape);
+    }
+    fq_backend_free(backend);
+}
+
 /* So many rows of W that each worker of a GPU has one or two strips of them: the ways in which a
  * worker parts K among its warps, with groups of which few fit a part. */
 static void stays_within_the_bounds_on_two_strips_a_worker(void **context) {
@@ -599,6 +627,7 @@ int main(int argc, char **argv) {
         {"stays_within_the_bounds_on_larger_matrices", stays_within_the_bounds_on_larger_matrices},
         {"stays_within_the_bounds_on_many_rows_of_weights",
          stays_within_the_bounds_on_many_rows_of_weights},
+        {"stays_within_the_bounds_in_full_stages", stays_within_the_bounds_in_full_stages},
         {"stays_within_the_bounds_on_two_strips_a_worker",
          stays_within_the_bounds_on_two_strips_a_worker},
         {"stays_within_the_bounds_on_deep_weights", stays_within_the_bounds_on_deep_weights},

@@ -15,14 +15,29 @@ INLINE __m256i load(const uint8_t *codes) {
     return _mm256_load_si256((const __m256i *)(const void *)codes);
 }
 
-/* The top bytes of three words, the first one's lowest. */
-INLINE __m256i top_of_three(const uint8_t *codes, int pitch) {
-    const __m256i second = _mm256_srli_epi32(load(codes + pitch), 16);
-    const __m256i third = _mm256_srli_epi32(load(codes + 2 * pitch), 8);
+/* Word `word` of a step, whose codes are two in each byte, 2^(bits-1) more than they are; 3 bits:
+ * `half` is which step of a pair it is, and the pair's fourth word is in the three others.  What is
+ * left of a byte is anything. */
+INLINE __m256i word_of_pairs(const uint8_t *codes, int64_t step, int half, int word, int bits) {
+    const int pitch = FQ_CPU_BLOCK * 4; /* bytes from a word to the next */
+    __m256i words;
 
-    return _mm256_or_si256(_mm256_srli_epi32(load(codes), 24),
-                           _mm256_or_si256(_mm256_and_si256(second, _mm256_set1_epi32(0xff00)),
-                                           _mm256_and_si256(third, _mm256_set1_epi32(0xff0000))));
+    if (bits == 4)
+        return _mm256_xor_si256(load(codes + (step * 2 + word) * pitch),
+                                _mm256_set1_epi8((char)0x88));
+    codes += step / 2 * 3 * pitch;
+    if (half && word) {
+        const __m256i first = _mm256_srli_epi32(load(codes), 6);
+        const __m256i second = _mm256_srli_epi32(load(codes + pitch), 4);
+        const __m256i third = _mm256_srli_epi32(load(codes + 2 * pitch), 2);
+
+        words = _mm256_or_si256(_mm256_and_si256(first, _mm256_set1_epi8(0x03)),
+                                _mm256_or_si256(_mm256_and_si256(second, _mm256_set1_epi8(0x0c)),
+                                                _mm256_and_si256(third, _mm256_set1_epi8(0x30))));
+    } else {
+        words = load(codes + (half * 2 + word) * pitch);
+    }
+    return _mm256_xor_si256(words, _mm256_set1_epi8(0x24));
 }
 
 /* The four bytes at x in every lane.  In assembly to keep the order: GCC 12 computes the products

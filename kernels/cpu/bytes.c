@@ -15,17 +15,6 @@
 
 /* ---- Codes to bytes ---------------------------------------------------------------------- */
 
-/* The 3-bit codes at bits first, +3, +6 and +9 of each 32-bit lane. */
-INLINE __m256i four_of_three(__m256i words, int first) {
-    const __m256i all = first ? _mm256_srli_epi32(words, first) : words;
-    /* two in either half of a lane */
-    const __m256i pairs = _mm256_and_si256(
-        _mm256_blend_epi16(all, _mm256_slli_epi32(all, 10), 0xaa), _mm256_set1_epi16(077));
-
-    return _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi32(pairs, 5)),
-                            _mm256_set1_epi8(7));
-}
-
 /* Columns 4i to 4i + 3 of a step for 8 rows, 2^(bits-1) more than they are; 3 bits: `half` is which
  * step of a pair it is. */
 INLINE __m256i unpack(const uint8_t *codes, int64_t step, int half, int i, int bits) {
@@ -34,18 +23,9 @@ INLINE __m256i unpack(const uint8_t *codes, int64_t step, int half, int i, int b
 
     if (bits == 8)
         return _mm256_xor_si256(load(codes + (step * 4 + i) * pitch), _mm256_set1_epi8((char)0x80));
-    if (bits == 4) {
-        words = _mm256_xor_si256(load(codes + (step * 2 + i / 2) * pitch),
-                                 _mm256_set1_epi8((char)0x88));
-        return _mm256_and_si256(i % 2 ? _mm256_srli_epi32(words, 4) : words, _mm256_set1_epi8(15));
-    }
-    codes += step / 2 * 3 * pitch;
-    if (half && i >= 2)
-        words = top_of_three(codes, pitch);
-    else
-        words = load(codes + (half ? 2 : i / 2) * pitch);
-    words = _mm256_xor_si256(words, _mm256_set1_epi32(044444444));
-    return four_of_three(words, i % 2 * 12);
+    words = word_of_pairs(codes, step, half, i / 2, bits);
+    return _mm256_and_si256(i % 2 ? _mm256_srli_epi32(words, bits) : words,
+                            _mm256_set1_epi8((char)((1 << bits) - 1)));
 }
 
 /* ---- The product ------------------------------------------------------------------------- */
@@ -131,11 +111,11 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
 }
 
 /* As many registers of rows of W as the sums of a tile leave room for: twelve sums at most, of 16
- * registers; unpacking 3 bits takes some more. */
+ * registers. */
 INLINE void tile_rows(const struct block *block, const struct fq_cpu_span *span, int first,
                       float *values, int mr, int bits, int limbs) {
     const int sums = mr * limbs;
-    const int nv = sums <= 3 && bits > 3 ? 4 : sums <= 6 ? 2 : 1;
+    const int nv = sums <= 3 ? 4 : sums <= 6 ? 2 : 1;
 
     for (int lane = 0; lane < FQ_CPU_BLOCK; lane += nv * LANES)
         tile_part(block, span, first, lane, values, mr, nv, bits, limbs);

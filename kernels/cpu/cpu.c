@@ -37,8 +37,7 @@ static bool runs_here(const struct fq_cpu_kernels *kernels) {
     if (kernels == &fq_cpu_avx512bf16)
         return runs_here(&fq_cpu_avx512vnni) && __builtin_cpu_supports("avx512bf16");
     if (kernels == &fq_cpu_avx512vnni)
-        return runs_here(&fq_cpu_avx512) && __builtin_cpu_supports("avx512vnni") &&
-               __builtin_cpu_supports("avx512vbmi");
+        return runs_here(&fq_cpu_avx512) && __builtin_cpu_supports("avx512vnni");
     if (kernels == &fq_cpu_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

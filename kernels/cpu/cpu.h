@@ -16,9 +16,9 @@
  *
  *     8 bits:  |   3   |   2   |   1   |   0   |     four columns of one row lie in
  *     4 bits:  | 7 | 3 | 6 | 2 | 5 | 1 | 4 | 0 |     the bytes of one lane
- *     3 bits:  | b0  | 7  6  5  4  3  2  1  0  |     three words hold 32 codes; the
- *              | b1  | 15 14 13 12 11 10  9  8 |     bytes b2 b1 b0, as one number,
- *              | b2  | 23 22 21 20 19 18 17 16 |     are codes 31 down to 24
+ *     3 bits:  |a 7 3|a 6 2|a 5 1|a 4 0|     three words hold 32 codes; the two bits
+ *              |b . .|b . .|b . .|b . .|     c b a that each byte has left are, as
+ *              |c . .|c . .|c . .|c . .|     one number, 31 27, 30 26, 29 25 and 28 24
  *
  * Codes are stored less 2^(bits−1), in two's complement of `bits` bits, so that
  * sign extension gives the weight over its scale exactly.

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The decode path where the processor has byte dot products (AVX512-VNNI with
- * VBMI).  fp32 arithmetic needs a conversion and an FMA for 16 weights; vpdpbusd
- * multiplies 64 codes as they are.  X is in block fixed point (fixed.c): an
+ * The decode path where the processor has byte dot products (AVX512-VNNI).  fp32
+ * arithmetic needs a conversion and an FMA for 16 weights; vpdpbusd multiplies 64
+ * codes as they are.  X is in block fixed point (fixed.c): an
  * accumulator a limb, and limbs 0 and 1 are put together in int32.
  *
  * A tile is 1 to 4 rows of X times some registers of rows of W: each register of

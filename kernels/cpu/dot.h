@@ -23,43 +23,35 @@ INLINE __m512i unsigned_code(__m512i bytes, int bits) {
     return _mm512_ternarylogic_epi32(bytes, mask, sign, 0x6a); /* (bytes & mask) ^ sign */
 }
 
-/* rest with the bits of `mask` taken from `from` besides. */
-INLINE __m512i insert_byte(__m512i rest, __m512i from, int mask) {
-    return _mm512_ternarylogic_epi32(from, rest, _mm512_set1_epi32(mask), 0xec);
-}
-
-/* The 3-bit codes at bits first, +3, +6 and +9 of each 32-bit lane. */
-INLINE __m512i four_of_three(__m512i words, int first) {
-    const uint64_t at = 0x2926232009060300u + 0x0101010101010101u * (uint64_t)first;
-
-    return unsigned_code(_mm512_multishift_epi64_epi8(_mm512_set1_epi64((long long)at), words), 3);
-}
-
 INLINE __m512i load(const uint8_t *codes) {
     return _mm512_load_si512(codes);
+}
+
+/* The fourth word of 3 bits, which three are; its bytes' upper two bits are anything. */
+INLINE __m512i fourth_of_three(const uint8_t *codes, int pitch) {
+    const __m512i first = _mm512_srli_epi32(load(codes), 6);
+    const __m512i second = _mm512_srli_epi32(load(codes + pitch), 4);
+    const __m512i third = _mm512_srli_epi32(load(codes + 2 * pitch), 2);
+    /* by the mask's bits of the first or the second, and so on: mask ? a : b */
+    const __m512i two = _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), first, second, 0xca);
+
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), two, third, 0xca);
 }
 
 /* Columns 4·i to 4·i + 3 of a step for 16 rows; 3 bits: `half` is which step of a pair it is. */
 INLINE __m512i unpack(const uint8_t *codes, int64_t step, int half, int i, int bits) {
     const int pitch = FQ_CPU_BLOCK * 4; /* bytes from a word to the next */
+    __m512i words;
 
     if (bits == 8)
         return unsigned_code(load(codes + (step * 4 + i) * pitch), 8);
-    if (bits == 4) {
-        const __m512i words = load(codes + (step * 2 + i / 2) * pitch);
-
-        return unsigned_code(i % 2 ? _mm512_srli_epi32(words, 4) : words, 4);
-    }
-    codes += step / 2 * 3 * pitch;
-    if (!half)
-        return four_of_three(load(codes + i / 2 * pitch), i % 2 * 12);
-    if (i < 2)
-        return four_of_three(load(codes + 2 * pitch), i * 12);
-    /* the top bytes of all three */
-    __m512i top = _mm512_srli_epi32(load(codes), 24);
-    top = insert_byte(top, _mm512_srli_epi32(load(codes + pitch), 16), 0xff00);
-    top = insert_byte(top, _mm512_srli_epi32(load(codes + 2 * pitch), 8), 0xff0000);
-    return four_of_three(top, i % 2 * 12);
+    if (bits == 4)
+        words = load(codes + (step * 2 + i / 2) * pitch);
+    else if (half && i >= 2)
+        words = fourth_of_three(codes + step / 2 * 3 * pitch, pitch);
+    else
+        words = load(codes + (step / 2 * 3 + half * 2 + i / 2) * pitch);
+    return unsigned_code(i % 2 ? _mm512_srli_epi32(words, (unsigned)bits) : words, bits);
 }
 
 INLINE __m512 scale_of(const uint16_t *scales, enum fq_dtype type) {

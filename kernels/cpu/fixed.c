@@ -53,12 +53,11 @@ static float survey(const float *x, int64_t columns, float *squares) {
 
 /* Byte l of each lane to the l-th quarter of a register. */
 static __m512i quarters(__m512i lanes) {
-    const __m512i index = _mm512_set_epi8(
-        63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 62, 58, 54, 50, 46, 42, 38,
-        34, 30, 26, 22, 18, 14, 10, 6, 2, 61, 57, 53, 49, 45, 41, 37, 33, 29, 25, 21, 17, 13, 9, 5,
-        1, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
+    const __m128i bytes = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i index = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 
-    return _mm512_permutexvar_epi8(index, lanes);
+    return _mm512_permutexvar_epi32(index,
+                                    _mm512_shuffle_epi8(lanes, _mm512_broadcast_i32x4(bytes)));
 }
 
 static void fix_chunk(const float *x, int64_t begin, int64_t end, int exponent, int bits,

@@ -94,13 +94,14 @@ INLINE vf weight(const uint8_t *codes, int64_t step, int half, int j, int lane, 
         return field(words[(step * 2 + j / 8) * pitch], j % 4 * 8 + j % 8 / 4 * 4, 4);
 
     /* Two steps share three words; `half` is which of the two this is. */
+    const int shift = j % 4 * 8 + j % 8 / 4 * 3;
+
     words += step / 2 * 3 * pitch;
-    if (half == 0)
-        return field(words[j / 8 * pitch], j % 8 * 3, 3);
-    if (j < 8)
-        return field(words[2 * pitch], j * 3, 3);
-    return field(words[0] >> 24 | words[pitch] >> 24 << 8 | words[2 * pitch] >> 24 << 16,
-                 (j - 8) * 3, 3);
+    if (half == 0 || j < 8)
+        return field(words[(half * 2 + j / 8) * pitch], shift, 3);
+    return field((words[0] >> 6 & 0x03030303) | (words[pitch] >> 4 & 0x0c0c0c0c) |
+                     (words[2 * pitch] >> 2 & 0x30303030),
+                 shift, 3);
 }
 
 INLINE vf scale(const uint16_t *scales, enum fq_dtype type) {

@@ -33,34 +33,30 @@ uint64_t fq_cpu_weights_size(struct fq_backend *backend, const struct fq_matrix 
     return measure(matrix).total;
 }
 
-/* Bit of the packed words at which the code of column k lies, within 32 columns. */
+/* Bit of the packed words at which the code of column k lies, within 32 columns.  3 bits: the last
+ * eight would be a fourth word, which is spread over the three. */
 static int bit_of(int bits, int k) {
     if (bits == 8)
         return k * 8;
-    if (bits == 4)
-        return k / 8 * 32 + k % 4 * 8 + k % 8 / 4 * 4;
-    return k < 24 ? k / 8 * 32 + k % 8 * 3 : -1; /* the rest is spread over the top bytes */
+    return k / 8 * 32 + k % 4 * 8 + k % 8 / 4 * bits;
 }
+
+#define WORDS 8 /* that 32 columns take at most */
 
 /* The words of 32 columns from column `first` on; columns past k are zero weights. */
 static void pack_words(const struct fq_matrix *matrix, int64_t row, int64_t first,
                        uint32_t *words) {
     const unsigned sign = 1u << (matrix->bits - 1);
-    uint32_t spread = 0;
 
-    memset(words, 0, (size_t)matrix->bits * sizeof *words);
+    memset(words, 0, WORDS * sizeof *words);
     for (int k = 0; k < 32 && first + k < matrix->k; k++) {
-        uint32_t code = fq_matrix_code(matrix, row, first + k) ^ sign;
-        int bit = bit_of(matrix->bits, k);
+        const int bit = bit_of(matrix->bits, k);
 
-        if (bit < 0)
-            spread |= code << 3 * (k - 24);
-        else
-            words[bit / 32] |= code << bit % 32;
+        words[bit / 32] |= (uint32_t)(fq_matrix_code(matrix, row, first + k) ^ sign) << bit % 32;
     }
     if (matrix->bits == 3)
         for (int i = 0; i < 3; i++)
-            words[i] |= spread >> 8 * i << 24;
+            words[i] |= (words[3] >> 2 * i & 0x03030303u) << 6;
 }
 
 static void pack_codes(const struct fq_matrix *matrix, const struct sizes *sizes, int64_t block,
@@ -72,7 +68,7 @@ static void pack_codes(const struct fq_matrix *matrix, const struct sizes *sizes
         if (n >= matrix->n)
             break;
         for (int64_t k = 0; k < sizes->k_padded; k += FQ_CPU_K_ALIGN) {
-            uint32_t words[8];
+            uint32_t words[WORDS];
 
             pack_words(matrix, n, k, words);
             for (int i = 0; i < matrix->bits; i++)

@@ -52,7 +52,8 @@ static uint32_t word_at(const struct fq_cpu_weights *weights, int64_t row, int64
 /* Code less 2^(bits−1), in two's complement of `bits` bits, as the picture has it. */
 static unsigned packed_code(const struct fq_cpu_weights *weights, int64_t row, int64_t k) {
     static const int place_of_4[] = {0, 2, 4, 6, 1, 3, 5, 7}; /* nibble of column 0, 1, ... */
-    uint32_t top = 0;
+    static const int bit_of_3[] = {0, 8, 16, 24, 3, 11, 19, 27};
+    unsigned code = 0;
 
     switch (weights->base.info.bits) {
     case 8:
@@ -61,10 +62,11 @@ static unsigned packed_code(const struct fq_cpu_weights *weights, int64_t row, i
         return word_at(weights, row, k / 8) >> place_of_4[k % 8] * 4 & 0xf;
     default:
         if (k % 32 < 24)
-            return word_at(weights, row, k / 32 * 3 + k % 32 / 8) >> k % 8 * 3 & 7;
+            return word_at(weights, row, k / 32 * 3 + k % 32 / 8) >> bit_of_3[k % 8] & 7;
+        /* the upper two bits of byte k % 4 of the three words: codes of k % 4 and of 4 more */
         for (int i = 2; i >= 0; i--)
-            top = top << 8 | word_at(weights, row, k / 32 * 3 + i) >> 24;
-        return top >> k % 8 * 3 & 7;
+            code = code << 2 | (word_at(weights, row, k / 32 * 3 + i) >> k % 4 * 8 >> 6 & 3);
+        return (k % 8 < 4 ? code : code >> 3) & 7;
     }
 }
 
@@ -189,10 +191,9 @@ struct form {
 static void find_in_words(const int8_t *limbs, int bits, int64_t k, int part[2]) {
     static const int place[][8] = {
         {0, 2, 1, 3, 4, 6, 5, 7}, /* of column 0, 1, ... of 8: 8 bits */
-        {0, 4, 1, 5, 2, 6, 3, 7}, /* 4 */
-        {0, 2, 4, 6, 1, 3, 5, 7}, /* 3 */
+        {0, 4, 1, 5, 2, 6, 3, 7}, /* fewer */
     };
-    const int at = place[bits == 8 ? 0 : bits == 4 ? 1 : 2][k % 8];
+    const int at = place[bits == 8 ? 0 : 1][k % 8];
     int16_t low, high;
 
     limbs += k / 16 * 64 + (k % 16 / 8 * 8 + at) * 2;

@@ -19,10 +19,9 @@
 /* Bytes of eight 16-bit limbs in the order in which words.c has the columns. */
 static __m256i order_of(int bits) {
     const __m128i eight = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-    const __m128i four = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-    const __m128i three = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    const __m128i fewer = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
 
-    return _mm256_broadcastsi128_si256(bits == 8 ? eight : bits == 4 ? four : three);
+    return _mm256_broadcastsi128_si256(bits == 8 ? eight : fewer);
 }
 
 static void fix_chunk(const float *x, int64_t begin, int64_t end, int exponent, int bits,

@@ -9,8 +9,7 @@
  *
  *     8 bits:  columns p, p + 2 of the word's 4, signed
  *     4 bits:  0,2 | 4,6 | 1,3 | 5,7 of its 8, plus 8
- *     3 bits:  p, p + 4 of 8, plus 4: of the low 24 bits of a word, or of the
- *              three words' top bytes
+ *     3 bits:  likewise, plus 4; the fourth word of two steps is in three others
  *
  * and the limbs of X lie in the same order.
  */
@@ -23,34 +22,19 @@
 
 /* ---- Codes to 16-bit integers ------------------------------------------------------------ */
 
-/* Eight 3-bit codes of the low 24 bits of each lane: four in either half of it, plus 4. */
-INLINE __m256i halves_of_three(__m256i words) {
-    const __m256i low = _mm256_and_si256(words, _mm256_set1_epi32(0x00000fff));
-    const __m256i high =
-        _mm256_and_si256(_mm256_slli_epi32(words, 4), _mm256_set1_epi32(0x0fff0000));
-
-    return _mm256_xor_si256(_mm256_or_si256(low, high), _mm256_set1_epi16(04444));
-}
-
 /* Word i of a step for 8 rows, ready for pair_of; 3 bits: `half` is which step of two it is. */
 INLINE __m256i word_of(const uint8_t *codes, int64_t step, int half, int i, int bits) {
-    const int pitch = FQ_CPU_BLOCK * 4; /* bytes from a word to the next */
-
     if (bits == 8)
-        return load(codes + (step * 4 + i) * pitch);
-    if (bits == 4)
-        return _mm256_xor_si256(load(codes + (step * 2 + i) * pitch), _mm256_set1_epi8((char)0x88));
-    codes += step / 2 * 3 * pitch;
-    return halves_of_three(half && i ? top_of_three(codes, pitch)
-                                     : load(codes + (half * 2 + i) * pitch));
+        return load(codes + (step * 4 + i) * FQ_CPU_BLOCK * 4);
+    return word_of_pairs(codes, step, half, i, bits);
 }
 
 INLINE __m256i pair_of(__m256i word, int p, int bits) {
     if (bits == 8)
         return _mm256_srai_epi16(p ? word : _mm256_slli_epi16(word, 8), 8);
     if (p > 0)
-        word = _mm256_srli_epi16(word, p * bits);
-    return p == 3 ? word : _mm256_and_si256(word, _mm256_set1_epi16((1 << bits) - 1));
+        word = _mm256_srli_epi16(word, p / 2 * 8 + p % 2 * bits);
+    return p == 3 && bits == 4 ? word : _mm256_and_si256(word, _mm256_set1_epi16((1 << bits) - 1));
 }
 
 /* ---- The product ------------------------------------------------------------------------- */
