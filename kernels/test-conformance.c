@@ -258,25 +258,28 @@ static void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
     fq_backend_free(backend);
 }
 
-/* Three strips of W to a worker of a GPU and a K of several full stages, scales of X's type and
+/* Three strips of W to some workers of a GPU and a K of several full stages, scales of X's type and
  * groups of one or two tiles: the loops that most launches of a model go through. */
 static void stays_within_the_bounds_in_full_stages(void **context) {
-    static const int64_t ms[] = {8, 3, 6, 1, 16, 30, 48, 64};
+    static const int64_t ms[] = {8, 3, 16, 32, 48, 64};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 
-    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits); i++) {
+    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 2; i++) {
+        const size_t row = i / COUNT(all_bits); /* of ms, twice */
+        const bool zeros = row >= COUNT(ms);
+        const int64_t group = (row + zeros) % 2 ? 128 : 64;
         const enum fq_dtype type = i % 2 ? FQ_BF16 : FQ_F16;
         struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
                               .scale_type = type,
-                              .group = i / 2 % 2 ? 128 : 64,
-                              .zeros = i % 5 == 4};
+                              .group = group,
+                              .zeros = zeros};
 
         draw(&shape, &info);
-        shape.m = ms[i / COUNT(all_bits)];
-        shape.n = 12600;
-        shape.k = 1700;
-        shape.group = i / 2 % 2 ? 128 : 64;
+        shape.m = ms[row % COUNT(ms)];
+        shape.n = 8600;
+        shape.k = 2200;
+        shape.group = group;
         shape.gate_group = 0;
         shape.type = type;
         shape.kind = FQ_MEMORY_DEVICE;

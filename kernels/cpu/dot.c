@@ -2,8 +2,8 @@
 /*
  * The decode path where the processor has byte dot products (AVX512-VNNI).  fp32
  * arithmetic needs a conversion and an FMA for 16 weights; vpdpbusd multiplies 64
- * codes as they are.  X is in block fixed point (fixed.c): an
- * accumulator a limb, and limbs 0 and 1 are put together in int32.
+ * codes as they are.  X is in block fixed point (fixed.c): an accumulator a limb, and
+ * limbs 0 and 1 are put together in int32.
  *
  * A tile is 1 to 4 rows of X times some registers of rows of W: each register of
  * codes is unpacked once and multiplied with every limb of every row.

@@ -152,7 +152,7 @@ template <int BITS, class T, reading READING> struct dequantizer {
      */
     struct zero_terms {
         uint32_t low[PLACES], high[PLACES];
-        uint32_t last; /* of int3's sixteenth pair: −112 − zero */
+        uint32_t last; /* of int3's sixteenth pair, which is of row g+8: −112 − zero */
     };
 
     /* The A fragment of step 0 to 3: {row g, row g+8, row g k+8, row g+8 k+8}, two codes each. */
@@ -270,8 +270,9 @@ template <int BITS, class T, reading READING> struct dequantizer {
         return OWN || place == 0 ? T::sub(field, zero[place])
                                  : T::fma(field, factors[place], zero[place]);
     }
-    /* The sixteenth, whose bits are bit 15 of the three words.  They are read where the last pairs'
-     * shift leaves them, as 16 + bit, 32 + 2 bit and 64 + 4 bit: no shifts of their own. */
+    /* The sixteenth, whose bits are bit 15 of each half of the three words.  They are read where
+     * the last pairs' shift leaves them, as 16 + bit, 32 + 2 bit and 64 + 4 bit: no shifts of their
+     * own. */
     static __device__ __forceinline__ uint32_t last_int3_pair(const lane_codes<3> &c,
                                                               uint32_t last) {
         constexpr int SHIFT = 3 * (4 / PLACES * PLACES);

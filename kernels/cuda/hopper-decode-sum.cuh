@@ -354,8 +354,9 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         constexpr int TOGETHER = KIND == scaling::wide || PAIRS ? 2 : 1;
         int of = 0;
 
-        /* A full stage's tiles one behind the other: addresses and constants are found once.  (With
-         * `if` and `return` for this loop: 12288 x 12288 2% faster, 14336 x 4096 4% slower.) */
+        /* The tiles of a stage that has MOST_TILES one behind the other: addresses and constants
+         * are found once.  (With `if` and `return` for this loop: 12288 x 12288 2% faster, 14336 x
+         * 4096 4% slower.) */
         if constexpr (COUNTED && SLOTS == 1)
             for (; of + S::MOST_TILES <= tiles; of += S::MOST_TILES)
 #pragma unroll
@@ -388,7 +389,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         int thirds = 0;
         /* Whether the next stage is there is asked when one begins: asked only at the wait, the
          * answer itself holds the warp up.  int3 of up to 8 rows is 2% slower with it. */
-        constexpr bool ASKS = S::DIRECT && !COUNTED;
+        constexpr bool ASKS = S::DIRECT && !(S::BITS == 3 && S::N == 8);
         bool there = false;
         uint32_t x = x_place();
 
