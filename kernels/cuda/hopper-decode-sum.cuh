@@ -16,7 +16,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
     using zero_terms = typename codes_of::zero_terms;
     static constexpr bool SYMMETRIC = ZEROS == zero_points::none;
     /* int3 of up to 8 rows takes as long as its instructions do, and has registers to spare. */
-    static constexpr bool COUNTED = USUAL && S::BITS == 3 && S::N == 8;
+    static constexpr bool ISSUE_BOUND = USUAL && S::BITS == 3 && S::N == 8;
     using block_place = typename decode_cta<S>::block_place;
     using strip_sums = typename decode_cta<S>::strip_sums;
     const decode_cta<S> &cta;
@@ -357,7 +357,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         /* The tiles of a stage that has MOST_TILES one behind the other: addresses and constants
          * are found once.  (With `if` and `return` for this loop: 12288 x 12288 2% faster, 14336 x
          * 4096 4% slower.) */
-        if constexpr (COUNTED && SLOTS == 1)
+        if constexpr (ISSUE_BOUND && SLOTS == 1)
             for (; of + S::MOST_TILES <= tiles; of += S::MOST_TILES)
 #pragma unroll
                 for (int more = 0; more < S::MOST_TILES; more += TOGETHER)
@@ -393,7 +393,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         bool there = false;
         uint32_t x = x_place();
 
-        if (COUNTED)
+        if (ISSUE_BOUND)
             kept(x);
 
         while (w.goes_on()) {
@@ -408,7 +408,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
                 there = mbarrier_is_over(cta.full_of(following), following.parity);
             }
             sum_stage<SLOTS, SEGMENTS, KIND>(sums, at, stage, w.tiles(cta),
-                                             COUNTED ? x : x_place());
+                                             ISSUE_BOUND ? x : x_place());
             release(cta.empty_of(w.place));
             if (next<SLOTS, KIND>(w, at))
                 end_third(all, sums[0], thirds);
