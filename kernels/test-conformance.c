@@ -130,6 +130,7 @@ static void draw(struct shape *shape, const struct fq_device_info *info) {
     shape->x_gap = PICK(gaps);
     shape->y_gap = PICK(gaps);
     shape->x_aligned = random_below(2);
+    shape->y_aligned = random_below(2);
     shape->activation = (enum fq_activation)random_below(FQ_ACTIVATION_COUNT);
     shape->kind = info->device_memory && random_below(3) ? FQ_MEMORY_DEVICE : FQ_MEMORY_HOST;
     if (shape->group == 0 || shape->group > shape->k)
@@ -171,30 +172,48 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         {.n = 77, .k = 1111, .m = 500, .bits = 8},
         {.n = 77, .k = 1111, .m = 500, .bits = 4},
         {.n = 77, .k = 1111, .m = 500, .bits = 3},
+        {8464, 520, 90, 4, .on_device = true},
+        {8464, 520, 120, 8, .on_device = true},
         {8464, 520, 190, 4, .on_device = true},
         {8464, 520, 250, 8, .on_device = true},
         {8464, 520, 190, 3, .on_device = true},
-        {8464, 520, 190, 8, .on_hopper = true, .type = FQ_BF16},
-        {8464, 520, 190, 4, .on_hopper = true, .type = FQ_BF16},
-        {6464, 1500, 500, 8, .on_hopper = true, .type = FQ_BF16},
-        {6464, 1500, 500, 3, .on_hopper = true, .type = FQ_BF16},
-        /* several blocks a worker, of one tile of K, of a few, and of more than a ring */
+        /* blocks of each shape that plan.c has, whole ones */
+        {17000, 400, 90, 8, .on_hopper = true, .type = FQ_BF16},
+        {17000, 400, 120, 3, .on_hopper = true, .type = FQ_BF16},
+        {8500, 400, 283, 4, .on_hopper = true, .type = FQ_BF16},
+        {14000, 520, 190, 8, .on_hopper = true, .type = FQ_BF16},
+        {14000, 520, 220, 3, .on_hopper = true, .type = FQ_BF16},
+        {6464, 1500, 500, 4, .on_hopper = true, .type = FQ_BF16},
+        /* several of them a worker, of one tile of K, of a few, and of more than a ring */
         {26000, 64, 300, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {17000, 400, 190, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
         {13000, 200, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {13000, 520, 600, 8, .on_hopper = true, .type = FQ_BF16, .plain = true},
+        {13000, 400, 407, 8, .on_hopper = true, .type = FQ_BF16, .plain = true},
         {13000, 520, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        /* blocks in parts: shared by all workers, many of each width and few; and in four */
-        {17000, 400, 200, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {17000, 400, 260, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {17000, 400, 390, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {10000, 2560, 100, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {3000, 4000, 190, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {3000, 4000, 250, 4, .on_hopper = true, .type = FQ_BF16},
+        /* blocks of each shape in parts, shared by all workers */
+        {25500, 800, 66, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {25500, 1200, 66, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {25500, 800, 97, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {26000, 1200, 97, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {17000, 800, 283, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {8500, 800, 345, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {8500, 800, 407, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {8500, 800, 469, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        /* and few of each, in three or four parts */
+        {2000, 1200, 66, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {3000, 2400, 97, 8, .on_hopper = true, .type = FQ_BF16},
+        {4500, 800, 97, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {6000, 2000, 97, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {3000, 2800, 283, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {4500, 2400, 159, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {4500, 2000, 221, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {4500, 2800, 252, 4, .on_hopper = true, .type = FQ_BF16},
         /* two launches, the second one of few rows, and of more */
-        {15000, 1900, 257, 3, .on_hopper = true, .type = FQ_BF16},
-        {16128, 3072, 280, 4, .on_hopper = true, .type = FQ_F16},
+        {15750, 2000, 257, 3, .on_hopper = true, .type = FQ_BF16},
+        {33500, 2000, 276, 4, .on_hopper = true, .type = FQ_F16},
         /* rows of the host, two chunks of them, the second one of few rows */
-        {140000, 64, 148, 8, .on_hopper = true, .on_host = true, .type = FQ_F16}};
+        {140000, 64, 148, 8, .on_hopper = true, .on_host = true, .type = FQ_F16},
+    };
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 

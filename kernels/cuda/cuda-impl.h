@@ -135,8 +135,8 @@ struct fq_cuda_launch {
     int splits; /* tiles.h: slices of K that CTAs of their own sum */
 
     int clusters, blocks; /* Hopper, decode: shares.h; blocks of each cluster */
-    int block_strips;     /* of a block at most, of each matrix of a pair */
-    int strips_each;      /* of a cluster; the first strips_longer have one more */
+    int block_strips; /* of a block at most, of each matrix of a pair; prefill: of a pair's both */
+    int strips_each;  /* of a cluster; the first strips_longer have one more */
     int strips_longer;
     int third;                    /* tiles of a third of a CTA's, where they are parted; or 0 */
     int third_groups;             /* groups that it has of W, 0 where all of K is one group */

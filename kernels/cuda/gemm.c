@@ -269,11 +269,11 @@ static int launch_hopper_decode(struct fq_cuda_stream *stream, struct fq_cuda_la
                          err, "launch a GEMM");
 }
 
-/* Whether the prefill's results are their sums and a bias, in rows that the copy engine can store.
- */
+/* Whether the prefill's results are their sums and a bias, in rows that the copy engine can store:
+ * it leaves out what lies past their end, but only whole 16 bytes of it. */
 static bool is_mappable(const struct fq_cuda_launch *launch) {
     return !launch->gate.codes && !launch->residual && launch->activation == FQ_ACTIVATION_NONE &&
-           aligned(launch->y) && launch->y_stride % 8 == 0;
+           aligned(launch->y) && launch->y_stride % 8 == 0 && launch->w.n % 8 == 0;
 }
 
 /* Hopper's prefill rounds each weight to X's type.  Of few terms the errors do not average out: in
@@ -292,6 +292,7 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
 
     launch->blocks_n = plan.blocks_n;
     launch->block_m = plan.rows;
+    launch->block_strips = plan.strips;
     launch->shares = fq_cuda_share_out(plan.blocks, w->tiles, size->workers, plan.parts, plan.more);
     status = map_rows(launch->x, launch->m, w->k, launch->x_stride,
                       launch->block_m / FQ_CUDA_CLUSTER, &maps[0], err);
@@ -299,8 +300,8 @@ static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_l
         return status;
     launch->y_mapped = is_mappable(launch);
     if (launch->y_mapped)
-        status =
-            map_rows(launch->y, launch->m, w->n, launch->y_stride, FQ_CUDA_OUT_ROWS, &maps[1], err);
+        status = map_rows(launch->y, launch->m, w->n, launch->y_stride,
+                          FQ_CUDA_STORED_ROWS(launch->block_m), &maps[1], err);
     if (status < 0)
         return status;
     return fq_cuda_check((w->bits == 8 ? fq_cuda_hopper_prefill_int8
@@ -337,6 +338,7 @@ static int launch_hopper_rows(struct fq_cuda_stream *stream, const struct fq_cud
     const struct fq_cuda_backend *cuda = (const struct fq_cuda_backend *)stream->base.backend;
     const struct fq_cuda_gemm_size size = {
         .bits = whole->w.bits,
+        .gated = whole->gate.codes != NULL,
         .strips = whole->w.strips * (whole->gate.codes ? 2 : 1),
         .tiles = whole->w.tiles,
         .workers = cuda->processors / FQ_CUDA_CLUSTER,

@@ -8,31 +8,48 @@
 
 #include "hopper.cuh"
 
-template <int N_, int BITS_> struct prefill_shape {
-    static constexpr int N = N_, BITS = BITS_;
-    static constexpr int GROUPS = 2; /* consumer warpgroups, a strip of W each */
+/* N: rows of X of a block; GROUPS: consumer warpgroups, a strip of W each. */
+template <int N_, int BITS_, int GROUPS_> struct prefill_shape {
+    static constexpr int N = N_, BITS = BITS_, GROUPS = GROUPS_;
+    static_assert(GROUPS == 2 || (GROUPS == 3 && N <= 160));
     static constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
-    /* A CTA starts with 168 a thread, and setmaxnreg only moves them.  Where the consumers' sums
-     * leave some, the producer has enough to keep nothing in memory. */
-    static constexpr int PRODUCER_REGISTERS = N == 128 ? 88 : N == 192 ? 72 : 40;
-    static constexpr int CONSUMER_REGISTERS = N == 128 ? 208 : N == 192 ? 216 : 232;
+    /* A CTA starts with 168 a thread, or 128, and setmaxnreg only moves them.  Where the consumers'
+     * sums leave some, the producer has enough to keep nothing in memory. */
+    static constexpr int PRODUCER_REGISTERS = GROUPS == 3 ? (N < 160 ? 56 : 32)
+                                              : N <= 128  ? 88
+                                              : N <= 224  ? 72
+                                                          : 40;
+    static constexpr int CONSUMER_REGISTERS = GROUPS == 3 ? (N < 160 ? 152 : 160)
+                                              : N <= 128  ? 208
+                                              : N <= 224  ? 216
+                                                          : 232;
+    /* Whether the warpgroups queue their products in turns (await_turn()). */
+    static constexpr bool TURNS = N == 256;
     static constexpr int TILE = FQ_CUDA_TILE_BYTES(BITS);
     static constexpr int SENT = N / FQ_CUDA_CLUSTER; /* rows of X that a CTA sends to both */
     static constexpr int QUADS = N / 8;              /* float4 of sums that a thread has */
     /* Of those of all consumers, what has room where a stage has X. */
     static constexpr int STAGE_QUADS = N * 128 / (CONSUMERS * 16);
-    static constexpr int STAGES = (N == 128 ? 8 : N == 192 ? 6 : 5) - (BITS == 8);
     /* Of a stage, one tile of K: X, the codes of each strip, then its scales, then its zeros. */
     static constexpr int CODES = N * 128, SCALES = CODES + GROUPS * TILE;
     /* Where results change their order on the way out, a warpgroup's: some rows of X by one strip,
-     * in fp32, or twice as many rounded, half of them on their way. */
+     * in fp32, or at least twice as many rounded, half of them on their way. */
     static constexpr int OUT_ROWS = FQ_CUDA_OUT_ROWS, OUT_PITCH = FQ_CUDA_STRIP * 4;
-    static constexpr int OUT = OUT_ROWS * OUT_PITCH, OUT_QUADS = OUT_ROWS / 8;
-    static constexpr int OUT_PARTS = N / OUT_ROWS;
-    /* Rows of X that find room there rounded; of any others the last stage is held for theirs. */
-    static constexpr int BUFFER_ROWS = N < 2 * OUT_ROWS ? N : 2 * OUT_ROWS;
+    static constexpr int OUT_QUADS = OUT_ROWS / 8, OUT_PARTS = (N + OUT_ROWS - 1) / OUT_ROWS;
+    /* Rows of X that find room there rounded; of any others, where two warpgroups agree on it, the
+     * last stage is held for theirs. */
+    static constexpr int BUFFER_ROWS = GROUPS == 3 || N < 2 * OUT_ROWS ? N : 2 * OUT_ROWS;
+    static constexpr int OUT = (BUFFER_ROWS < 2 * OUT_ROWS ? 2 * OUT_ROWS : BUFFER_ROWS) * 128;
     static constexpr bool HOLDS = N > BUFFER_ROWS;
+    static_assert(OUT >= OUT_ROWS * OUT_PITCH);
     static_assert((N - BUFFER_ROWS) * FQ_CUDA_STRIP * 2 * GROUPS <= N * 128, "room in a stage's X");
+
+    /* As many stages as find room, eight at most, if each step has a group, with a zero point. */
+    static constexpr int LARGEST_STAGE =
+        (SCALES + GROUPS * FQ_CUDA_STEPS * (FQ_CUDA_SCALE_BYTES + FQ_CUDA_ZERO_BYTES) + 1023) /
+        1024 * 1024;
+    static constexpr int ROOM = ((226 << 10) - GROUPS * OUT) / LARGEST_STAGE;
+    static constexpr int STAGES = ROOM < 8 ? ROOM : 8;
 
     static __host__ __device__ int stage_bytes(int slots, bool zeros) {
         int bytes = SCALES + GROUPS * slots * (FQ_CUDA_SCALE_BYTES + zeros * FQ_CUDA_ZERO_BYTES);
@@ -104,8 +121,10 @@ template <class S> struct prefill_cta {
     __device__ __forceinline__ void meet_warpgroup() const {
         if (group == 0)
             named_barrier(FQ_CUDA_BARRIER_GROUPS, 128);
-        else
+        else if (S::GROUPS == 2 || group == 1)
             named_barrier(FQ_CUDA_BARRIER_GROUPS + 1, 128);
+        else
+            named_barrier(FQ_CUDA_BARRIER_GROUPS + 2, 128);
     }
 };
 

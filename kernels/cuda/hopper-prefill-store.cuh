@@ -74,7 +74,7 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
         if (thread % 128 != 0)
             return;
 #pragma unroll
-        for (int row = 0; row < ROWS; row += S::OUT_ROWS)
+        for (int row = 0; row < ROWS; row += FQ_CUDA_STORED_ROWS(S::N))
             if (m0 + FIRST + row < launch.m)
                 tensor_store(map, strip * FQ_CUDA_STRIP, m0 + FIRST + row,
                              buffer + row * FQ_CUDA_STRIP * 2);
@@ -143,9 +143,9 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
         const uint32_t mine = buffer + wide_piece(lane % 4 * 2, thread / 32 % 4 * 2) + lane / 4 * 4;
 
         for (int part = 0; part < S::OUT_PARTS; part++) {
-            const int row0 = m0 + part * S::OUT_ROWS;
+            const int row0 = m0 + part * S::OUT_ROWS, end = min(m0 + S::N, launch.m);
 
-            if (row0 >= launch.m)
+            if (row0 >= end)
                 return;
             meet(); /* the last part is stored */
 #pragma unroll
@@ -153,7 +153,7 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
                 if (p != part)
                     continue;
 #pragma unroll
-                for (int q = 0; q < S::OUT_QUADS; q++) {
+                for (int q = 0; q < min(S::OUT_QUADS, S::QUADS - p * S::OUT_QUADS); q++) {
                     const float *v = sums + (p * S::OUT_QUADS + q) * 4;
                     uint32_t to = mine + q * 8 * S::OUT_PITCH;
 
@@ -173,7 +173,7 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
                 load_sums(v, (gated ? out + S::OUT : buffer) + at);
                 if (gated)
                     load_sums(gate, out + at);
-                if (m < launch.m && n < launch.w.n)
+                if (m < end && n < launch.w.n)
                     store_run<T, 8, false>(
                         launch, v, gate, static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
                         launch.residual ? static_cast<const uint16_t *>(launch.residual) +

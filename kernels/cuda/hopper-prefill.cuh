@@ -2,8 +2,8 @@
 /*
  * The prefill path on Hopper, m > FQ_DECODE_ROWS: bound by the tensor cores.
  *
- * A CTA has two consumer warpgroups, each with one strip of W and all N rows of X of
- * the block, and a producer.  The other CTA of the worker (shares.h) has the next
+ * A CTA has two or three consumer warpgroups, each with one strip of W and all N rows of X
+ * of the block, and a producer.  The other CTA of the worker (shares.h) has the next
  * strips and the same rows of X, of which each loads one half for both:
  *
  *                     N rows of X
@@ -233,16 +233,21 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
     }
 
     /*
-     * The warpgroups queue their products in turns, a tile each, so that one dequantizes while the
-     * tensor cores are at the other's.
+     * Where the tensor cores are the limit the warpgroups queue their products in turns, a tile
+     * each, so that one dequantizes while the tensor cores are at the other's.  In narrower blocks
+     * dequantization takes longer, and they had better not wait for each other.
      */
     __device__ __forceinline__ void await_turn() const {
+        if (!S::TURNS)
+            return;
         if (group == 0)
             named_barrier(FQ_CUDA_BARRIER_TURNS, S::CONSUMERS);
         else
             named_barrier(FQ_CUDA_BARRIER_TURNS + 1, S::CONSUMERS);
     }
     __device__ __forceinline__ void pass_turn() const {
+        if (!S::TURNS)
+            return;
         if (group == 0)
             named_barrier_arrive(FQ_CUDA_BARRIER_TURNS + 1, S::CONSUMERS);
         else
@@ -364,7 +369,8 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
 
                 mbarrier_wait(full_of(place), place.parity);
 #pragma unroll
-                for (int q = 0; q < S::STAGE_QUADS; q++) /* perhaps of rows that there are not */
+                for (int q = 0; q < min(S::STAGE_QUADS, S::QUADS - q0);
+                     q++) /* perhaps of rows that there are not */
                     add_f4(sums + (q0 + q) * 4, lds_f4(from + q * (S::CONSUMERS * 16)));
                 settle(sums);
                 held = S::HOLDS && hold && left == 1 && q0 + S::STAGE_QUADS >= quads;
@@ -452,7 +458,7 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
 #endif /* FQ_HOPPER_CODE */
 
 /* Tensor maps of two dimensions with boxes of 64 columns: x of SENT rows; y, where
- * launch.y_mapped, of OUT_ROWS. */
+ * launch.y_mapped, of FQ_CUDA_STORED_ROWS. */
 template <class S, class T>
 __global__ void FQ_CLUSTER(FQ_CUDA_CLUSTER) __launch_bounds__(S::THREADS, 1)
     hopper_prefill(const __grid_constant__ fq_cuda_launch args,
@@ -487,16 +493,27 @@ static cudaError_t queue_prefill(fq_cuda_launch args, const CUtensorMap *maps,
                              FQ_CUDA_CLUSTER, stream, args, maps[0], maps[1]);
 }
 
-template <int BITS> using prefill_128 = prefill_shape<128, BITS>;
-template <int BITS> using prefill_192 = prefill_shape<192, BITS>;
-template <int BITS> using prefill_256 = prefill_shape<256, BITS>;
-
 template <int BITS, class T>
 static cudaError_t queue_prefill_by_rows(const fq_cuda_launch &args, const CUtensorMap *maps,
                                          cudaStream_t stream) {
-    return args.block_m == 128   ? queue_prefill<prefill_128<BITS>, T>(args, maps, stream)
-           : args.block_m == 192 ? queue_prefill<prefill_192<BITS>, T>(args, maps, stream)
-                                 : queue_prefill<prefill_256<BITS>, T>(args, maps, stream);
+    const bool three = args.block_strips == 3 * FQ_CUDA_CLUSTER; /* warpgroups */
+
+    switch (args.block_m) {
+    case 96:
+        return three ? queue_prefill<prefill_shape<96, BITS, 3>, T>(args, maps, stream)
+                     : queue_prefill<prefill_shape<96, BITS, 2>, T>(args, maps, stream);
+    case 128:
+        return three ? queue_prefill<prefill_shape<128, BITS, 3>, T>(args, maps, stream)
+                     : queue_prefill<prefill_shape<128, BITS, 2>, T>(args, maps, stream);
+    case 160:
+        return queue_prefill<prefill_shape<160, BITS, 3>, T>(args, maps, stream);
+    case 192:
+        return queue_prefill<prefill_shape<192, BITS, 2>, T>(args, maps, stream);
+    case 224:
+        return queue_prefill<prefill_shape<224, BITS, 2>, T>(args, maps, stream);
+    default:
+        return queue_prefill<prefill_shape<256, BITS, 2>, T>(args, maps, stream);
+    }
 }
 
 template <int BITS>
@@ -506,14 +523,16 @@ static cudaError_t queue_prefill_any(const fq_cuda_launch &args, const CUtensorM
                                : queue_prefill_by_rows<BITS, bf16>(args, maps, stream);
 }
 
-template <int BITS> static cudaError_t prepare_prefill_any() {
+template <int BITS, class T> static cudaError_t prepare_prefill() {
     const void *kernels[] = {
-        reinterpret_cast<const void *>(hopper_prefill<prefill_128<BITS>, f16>),
-        reinterpret_cast<const void *>(hopper_prefill<prefill_192<BITS>, f16>),
-        reinterpret_cast<const void *>(hopper_prefill<prefill_192<BITS>, bf16>),
-        reinterpret_cast<const void *>(hopper_prefill<prefill_256<BITS>, f16>),
-        reinterpret_cast<const void *>(hopper_prefill<prefill_128<BITS>, bf16>),
-        reinterpret_cast<const void *>(hopper_prefill<prefill_256<BITS>, bf16>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_shape<96, BITS, 2>, T>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_shape<96, BITS, 3>, T>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_shape<128, BITS, 2>, T>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_shape<128, BITS, 3>, T>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_shape<160, BITS, 3>, T>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_shape<192, BITS, 2>, T>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_shape<224, BITS, 2>, T>),
+        reinterpret_cast<const void *>(hopper_prefill<prefill_shape<256, BITS, 2>, T>),
     };
 
     for (const void *kernel : kernels) {
@@ -524,6 +543,12 @@ template <int BITS> static cudaError_t prepare_prefill_any() {
             return error;
     }
     return cudaSuccess;
+}
+
+template <int BITS> static cudaError_t prepare_prefill_any() {
+    cudaError_t error = prepare_prefill<BITS, f16>();
+
+    return error == cudaSuccess ? prepare_prefill<BITS, bf16>() : error;
 }
 
 #endif

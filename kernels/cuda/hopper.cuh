@@ -33,10 +33,10 @@
 #define FQ_CUDA_BARRIER_GATE      2
 #define FQ_CUDA_BARRIER_PART      3
 #define FQ_CUDA_BARRIER_GROUPS    4  /* and one more for each warpgroup */
-#define FQ_CUDA_BARRIER_TURNS     6  /* the same */
-#define FQ_CUDA_BARRIER_KEEPERS   8  /* of the consumers that store */
-#define FQ_CUDA_BARRIER_STARTED   9  /* a CTA's barriers are there */
-#define FQ_CUDA_BARRIER_DONE      10 /* with a block's last tile, warpgroup 0, and 1 */
+#define FQ_CUDA_BARRIER_TURNS     7  /* of warpgroup 0, and 1 */
+#define FQ_CUDA_BARRIER_KEEPERS   9  /* of the consumers that store */
+#define FQ_CUDA_BARRIER_STARTED   10 /* a CTA's barriers are there */
+#define FQ_CUDA_BARRIER_DONE      11 /* with a block's last tile, warpgroup 0, and 1 */
 
 /*
  * Lanes of a warp that count it in where it is done with a stage.  One is enough, behind

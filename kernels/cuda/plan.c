@@ -5,8 +5,8 @@
 
 #include <stddef.h>
 
-#define WORKER_STRIPS 4 /* of a prefill worker: hopper-prefill.cuh */
-#define MOST_PARTS    4 /* that a block is cut into where blocks are few */
+#define MOST_ROWS  256 /* of a prefill's block; there are blocks of 96, 128 and so on */
+#define MOST_PARTS 4   /* that a block is cut into where blocks are few */
 /* What it costs, in units of K, that all workers end together: leaving and adding, and a clock that
  * is lower the more of them are busy.  With less than a block to each, nothing else is done
  * meanwhile. */
@@ -18,16 +18,19 @@
 #define LEAST_GAIN     25
 
 /*
- * Widths of a prefill's block, in rows of X, and about what it takes, in ns, as measured at
- * 4096 x 4096, 6144 x 4096 and 4096 x 14336: a unit, which is a tile of K (in the narrow ones
- * dequantization, not the tensor cores, is the limit), a launch's start and end, and of a block in
- * parts, whose sums are 64 to 128 KiB a CTA: from the end of a part until they are there to be
- * added, and adding them.
+ * Shapes of a prefill's block, in rows of X and strips of W, two for each consumer warpgroup, and
+ * about what it takes, in ns, as measured at 4096 x 4096, 6144 x 4096 and 4096 x 14336 (of those of
+ * six strips, at the shapes of bench/results/kernels-h200.csv): a unit, which is a tile of K (in
+ * the narrow ones dequantization, not the tensor cores, is the limit), a launch's start and end,
+ * and of a block in parts, whose sums are 48 to 128 KiB a CTA: from the end of a part until they
+ * are there to be added, and adding them.
  */
-static const struct prefill_width {
-    int rows, unit, launch, leave, add;
-} prefill_widths[] = {
-    {128, 440, 4000, 1760, 680}, {192, 520, 4200, 2600, 1000}, {256, 640, 4400, 3200, 1280}};
+static const struct prefill_shape {
+    int rows, strips, unit, launch, leave, add;
+} prefill_shapes[] = {{96, 4, 390, 4000, 1540, 600},   {96, 6, 515, 4000, 1540, 600},
+                      {128, 4, 440, 4000, 1760, 680},  {128, 6, 600, 4000, 1760, 680},
+                      {160, 6, 700, 4100, 2200, 840},  {192, 4, 520, 4200, 2600, 1000},
+                      {224, 4, 580, 4300, 2900, 1140}, {256, 4, 640, 4400, 3200, 1280}};
 
 /* What decode takes, likewise: of up to so many rows, a launch's start and end, and a tile of a
  * strip in int3, int4 and int8.  Fitted to bench/results/kernels-h200.csv: most rows are within
@@ -56,39 +59,42 @@ static int64_t decode_time(const struct fq_cuda_gemm_size *size, int m) {
 }
 
 static int64_t prefill_time(const struct fq_cuda_prefill_plan *plan,
-                            const struct prefill_width *width, int units, int workers) {
+                            const struct prefill_shape *shape, int units, int workers) {
     const int64_t all = (int64_t)plan->blocks * units;
     const int each = fq_cuda_part_units(units, plan->parts, plan->more);
     int64_t longest; /* units of the worker that ends last */
 
     if ((int64_t)plan->blocks * plan->parts <= workers)
-        return (units - (plan->parts - 1) * each) * (int64_t)width->unit +
-               (plan->parts - 1) * width->add + width->launch;
+        return (units - (plan->parts - 1) * each) * (int64_t)shape->unit +
+               (plan->parts - 1) * shape->add + shape->launch;
     if (plan->parts == 1)
         longest = divide_up(plan->blocks, workers) * units;
     else
         longest =
             divide_up(all, workers) + (plan->blocks < workers ? SPLIT_FEW_UNITS : SPLIT_UNITS);
-    return longest * width->unit + width->launch;
+    return longest * shape->unit + shape->launch;
 }
 
 struct fq_cuda_prefill_plan fq_cuda_plan_prefill(const struct fq_cuda_gemm_size *size, int m) {
     struct fq_cuda_prefill_plan best = {.time = INT64_MAX};
 
-    for (size_t i = 0; i < sizeof prefill_widths / sizeof *prefill_widths; i++) {
-        const struct prefill_width *width = &prefill_widths[i];
-        const int blocks_n = (int)divide_up(size->strips, WORKER_STRIPS);
+    for (size_t i = 0; i < sizeof prefill_shapes / sizeof *prefill_shapes; i++) {
+        const struct prefill_shape *shape = &prefill_shapes[i];
+        const int blocks_n = (int)divide_up(size->strips, shape->strips);
         struct fq_cuda_prefill_plan plan = {
-            .rows = width->rows,
+            .rows = shape->rows,
+            .strips = shape->strips,
             .blocks_n = blocks_n,
-            .blocks = blocks_n * (int)divide_up(m, width->rows),
-            .more = width->leave / width->unit,
+            .blocks = blocks_n * (int)divide_up(m, shape->rows),
+            .more = shape->leave / shape->unit,
         };
 
+        if (size->gated && shape->strips != 4) /* one warpgroup has the gate, one W */
+            continue;
         for (plan.parts = 1; plan.parts <= MOST_PARTS && plan.parts <= size->tiles; plan.parts++) {
             if (plan.parts > 2 && (int64_t)plan.blocks * plan.parts > size->workers)
                 break;
-            plan.time = prefill_time(&plan, width, size->tiles, size->workers);
+            plan.time = prefill_time(&plan, shape, size->tiles, size->workers);
             if (plan.time <= best.time)
                 best = plan;
         }
@@ -101,12 +107,11 @@ int64_t fq_cuda_launch_time(const struct fq_cuda_gemm_size *size, int m) {
 }
 
 int fq_cuda_plan_rows(const struct fq_cuda_gemm_size *size, int m) {
-    static const int units[] = {FQ_DECODE_ROWS, 128, 192, 256};
     int64_t least = fq_cuda_launch_time(size, m);
     int best = m;
 
-    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
-        const int first = (m - 1) / units[i] * units[i];
+    for (int unit = FQ_DECODE_ROWS; unit <= MOST_ROWS; unit += 32) {
+        const int first = (m - 1) / unit * unit;
         int64_t time;
 
         if (first == 0)

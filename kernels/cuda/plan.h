@@ -6,11 +6,13 @@
 #ifndef FQ_KERNELS_CUDA_PLAN_H
 #define FQ_KERNELS_CUDA_PLAN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* What the choice depends on, besides the rows of X. */
 struct fq_cuda_gemm_size {
     int bits;
+    bool gated;  /* a pair of matrices */
     int strips;  /* of 64 rows of W, those of a gate included */
     int tiles;   /* of 64 columns */
     int workers; /* clusters of two multiprocessors */
@@ -18,7 +20,8 @@ struct fq_cuda_gemm_size {
 
 /* A prefill launch.  fq_cuda_share_out() deals it out. */
 struct fq_cuda_prefill_plan {
-    int rows;        /* of X in a block: 128, 192 or 256 */
+    int rows;        /* of X in a block: 96, 128, and so on to 256 */
+    int strips;      /* of W in a block: 4, or 6 */
     int blocks_n;    /* blocks along W */
     int blocks;      /* in all */
     int parts, more; /* that a block is cut into, units by which the last is longer */
@@ -32,7 +35,7 @@ struct fq_cuda_prefill_plan fq_cuda_plan_prefill(const struct fq_cuda_gemm_size 
 int64_t fq_cuda_launch_time(const struct fq_cuda_gemm_size *size, int m);
 
 /* Of m rows of X, more than FQ_DECODE_ROWS, how many the first launch takes: all of them, or a
- * multiple of FQ_DECODE_ROWS, 128, 192 or 256, so that further ones do the rest sooner. */
+ * multiple of FQ_DECODE_ROWS or of a block's rows, so that further ones do the rest sooner. */
 int fq_cuda_plan_rows(const struct fq_cuda_gemm_size *size, int m);
 
 #endif

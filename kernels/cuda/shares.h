@@ -29,6 +29,7 @@
 #ifndef FQ_KERNELS_CUDA_SHARES_H
 #define FQ_KERNELS_CUDA_SHARES_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __CUDACC__
@@ -110,6 +111,9 @@ static FQ_HOST_DEVICE int fq_cuda_decode_strips(int each, int longer, int blocks
 
 #define FQ_CUDA_CLUSTER  2  /* CTAs of a worker */
 #define FQ_CUDA_OUT_ROWS 64 /* of a block of Y, that go through shared memory at a time */
+/* Of those, that a box of Y's tensor map has: a block of so many rows is some whole boxes. */
+#define FQ_CUDA_STORED_ROWS(rows)                                                                  \
+    ((rows) % FQ_CUDA_OUT_ROWS ? FQ_CUDA_OUT_ROWS / 2 : FQ_CUDA_OUT_ROWS)
 
 struct fq_cuda_shares {
     int blocks, units; /* of the output, and along K in each: their product fits an int */
