@@ -126,14 +126,28 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
         held = false;
     }
 
+    /* Asks for a block's part of the residual, long before store() wants it: a line a row. */
+    __device__ __forceinline__ void prefetch_residual(int m0, int strip) const {
+        const typename T::type *from = residual_at(m0 + thread % 128, strip * FQ_CUDA_STRIP);
+
+        if (strip * FQ_CUDA_STRIP >= launch.w.n)
+            return;
+        for (int row = m0 + thread % 128; row < min(m0 + S::N, launch.m); row += 128) {
+            prefetch_l2(from);
+            from += 128 * launch.residual_stride;
+        }
+    }
+
     /* Any others.  Some rows of X at a time go through shared memory, so that results lie side by
-     * side.  Of a gated pair, warpgroup 0 brings the gate's sums and 1 those of W. */
+     * side: a thread has eight, from the same n on, of some rows.  Of a gated pair, warpgroup 0
+     * brings the gate's sums and 1 those of W. */
     __device__ __forceinline__ void store(const float (&sums)[S::QUADS * 4], int m0,
                                           int strip) const {
-        const int n0 = strip * FQ_CUDA_STRIP;
         const bool gated = launch.gate.codes != nullptr;
-        const int threads = gated ? S::CONSUMERS : 128;
-        auto meet = [&]() { /* with all who bring sums or take them */
+        const int threads = gated ? S::CONSUMERS : 128, among = thread & (threads - 1);
+        const int n = strip * FQ_CUDA_STRIP + among % 8 * 8, end = min(m0 + S::N, launch.m);
+        const int rows = threads / 8; /* from one of a thread's to its next */
+        auto meet = [&]() {           /* with all who bring sums or take them */
                             if (gated)
                                 named_barrier(FQ_CUDA_BARRIER_GATE, S::CONSUMERS);
                             else
@@ -141,9 +155,17 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
         };
         const uint32_t buffer = out + group * S::OUT;
         const uint32_t mine = buffer + wide_piece(lane % 4 * 2, thread / 32 % 4 * 2) + lane / 4 * 4;
+        float bias[8] = {}, gate_bias[8] = {};
+        eight residual = {}; /* of the next row of this thread's */
 
+        if (launch.bias)
+            add_bias(launch, bias, launch.bias, n);
+        if (gated && launch.gate_bias)
+            add_bias(launch, gate_bias, launch.gate_bias, n);
+        if (launch.residual)
+            load_residual(residual, m0 + among / 8, end, n);
         for (int part = 0; part < S::OUT_PARTS; part++) {
-            const int row0 = m0 + part * S::OUT_ROWS, end = min(m0 + S::N, launch.m);
+            const int row0 = m0 + part * S::OUT_ROWS;
 
             if (row0 >= end)
                 return;
@@ -164,24 +186,73 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
                 }
             }
             meet();
-            for (int i = thread & (threads - 1); i < S::OUT_ROWS * 8; i += threads) {
-                int row = i / 8, n = n0 + i % 8 * 8;
-                int64_t m = row0 + row;
-                uint32_t at = wide_piece(row, i % 8);
+            for (int row = among / 8; row < S::OUT_ROWS; row += rows) {
+                const int m = row0 + row;
+                const uint32_t at = wide_piece(row, among % 8);
+                const eight added = residual;
                 float v[8], gate[8];
 
+                if (launch.residual)
+                    load_residual(residual, m + rows, end, n);
                 load_sums(v, (gated ? out + S::OUT : buffer) + at);
-                if (gated)
+                add(v, bias);
+                if (gated) {
                     load_sums(gate, out + at);
+                    add(gate, gate_bias);
+                    activate(gate, launch.activation);
+#pragma unroll
+                    for (int i = 0; i < 8; i++)
+                        v[i] *= gate[i];
+                } else {
+                    activate(v, launch.activation);
+                }
+                if (launch.residual)
+#pragma unroll
+                    for (int i = 0; i < 8; i++)
+                        v[i] += T::widen(added.of[i]);
                 if (m < end && n < launch.w.n)
-                    store_run<T, 8, false>(
-                        launch, v, gate, static_cast<uint16_t *>(launch.y) + m * launch.y_stride,
-                        launch.residual ? static_cast<const uint16_t *>(launch.residual) +
-                                              m * launch.residual_stride
-                                        : nullptr,
-                        n);
+                    store_rounded<T>(
+                        v, static_cast<typename T::type *>(launch.y) + m * launch.y_stride + n,
+                        launch.w.n - n);
             }
         }
+    }
+
+  private:
+    /* Elements of a row, side by side. */
+    union eight {
+        uint4 all;
+        typename T::type of[8];
+
+        __device__ eight() : all() {
+        }
+    };
+
+    static __device__ __forceinline__ void add(float (&v)[8], const float (&other)[8]) {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            v[i] += other[i];
+    }
+
+    __device__ __forceinline__ const typename T::type *residual_at(int m, int n) const {
+        return static_cast<const typename T::type *>(launch.residual) + m * launch.residual_stride +
+               n;
+    }
+    /* Those of the residual from n on, as far as there are, if row m is before `end`. */
+    __device__ __forceinline__ void load_residual(eight &to, int m, int end, int n) const {
+        const typename T::type *from = residual_at(m, n);
+        const int count = launch.w.n - n;
+
+        if (m >= end || count <= 0)
+            return;
+        if (count >= 8 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+            to.all = *reinterpret_cast<const uint4 *>(from);
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (i < count)
+                to.of[i] = from[i];
     }
 };
 

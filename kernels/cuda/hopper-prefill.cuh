@@ -59,6 +59,7 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
     using cta::thread;
     using cta::worker;
     using cta::zeros_at;
+    using storer::prefetch_residual;
     using storer::release_held;
     using storer::store;
     using storer::store_by_copy;
@@ -430,6 +431,8 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
             const bool adds = ends && segment.begin > 0, copies = ends && launch.y_mapped;
             float rest = 1.0f / factor;
 
+            if (ends && launch.residual)
+                prefetch_residual(m0, strip);
             no_matter(sums); /* the first products are not added to them */
             sum_segment(sums, segment, *w, present, factor, place, held, copies && !adds);
             if (!ends || adds || !launch.y_mapped) {

@@ -295,24 +295,12 @@ static __device__ __forceinline__ bool is_plain(const fq_cuda_launch &launch,
            launch.activation == FQ_ACTIVATION_NONE;
 }
 
-/*
- * COUNT (4 or 8) results of one row of X, from n on: finished from their sums, and stored.  gate:
- * the sums of the gate's rows; of no use without a gate.  PLAIN: is_plain().  What the code of the
- * other case would spread over memory, the plain one has together: fetching it is what a short
- * loop waits for.
- */
-template <class T, int COUNT, bool PLAIN>
-static __device__ __forceinline__ void store_run(const fq_cuda_launch &launch, float (&v)[COUNT],
-                                                 float (&gate)[COUNT], void *y_row,
-                                                 const void *residual, int n) {
-    typename T::type *y = static_cast<typename T::type *>(y_row) + n;
-    const int count = launch.w.n - n; /* that there are; perhaps more than COUNT */
+/* The first `count` of COUNT results, which are finished. */
+template <class T, int COUNT>
+static __device__ __forceinline__ void store_rounded(const float (&v)[COUNT], typename T::type *y,
+                                                     int count) {
     uint32_t packed[COUNT / 2];
 
-    if (!PLAIN)
-        finish(launch, v, gate, n);
-    if (!PLAIN && residual)
-        add_residual<T>(v, static_cast<const typename T::type *>(residual) + n, count);
 #pragma unroll
     for (int i = 0; i < COUNT; i += 2)
         packed[i / 2] = T::pack(v[i], v[i + 1]);
@@ -327,6 +315,25 @@ static __device__ __forceinline__ void store_run(const fq_cuda_launch &launch, f
     for (int i = 0; i < COUNT; i++)
         if (i < count)
             reinterpret_cast<uint16_t *>(y)[i] = (uint16_t)(packed[i / 2] >> (16 * (i & 1)));
+}
+
+/*
+ * COUNT (4 or 8) results of one row of X, from n on: finished from their sums, and stored.  gate:
+ * the sums of the gate's rows; of no use without a gate.  PLAIN: is_plain().  What the code of the
+ * other case would spread over memory, the plain one has together: fetching it is what a short
+ * loop waits for.
+ */
+template <class T, int COUNT, bool PLAIN>
+static __device__ __forceinline__ void store_run(const fq_cuda_launch &launch, float (&v)[COUNT],
+                                                 float (&gate)[COUNT], void *y_row,
+                                                 const void *residual, int n) {
+    const int count = launch.w.n - n; /* that there are; perhaps more than COUNT */
+
+    if (!PLAIN)
+        finish(launch, v, gate, n);
+    if (!PLAIN && residual)
+        add_residual<T>(v, static_cast<const typename T::type *>(residual) + n, count);
+    store_rounded<T>(v, static_cast<typename T::type *>(y_row) + n, count);
 }
 
 #endif

@@ -143,6 +143,11 @@ static __device__ __forceinline__ void fence_copy_engine_global() {
     asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
+/* Asks for the line at an address of global memory, to be in the L2 cache. */
+static __device__ __forceinline__ void prefetch_l2(const void *address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address) : "memory");
+}
+
 /* Asks for a tensor map ahead of the copies by it. */
 static __device__ __forceinline__ void prefetch_tensor_map(const void *map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
