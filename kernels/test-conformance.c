@@ -230,8 +230,8 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         shape.n = sizes[i].n;
         shape.k = sizes[i].k;
         shape.m = sizes[i].m;
-        shape.group = i % 2 ? 64 : 128;
-        shape.gate_group = shape.gate_group ? 192 - shape.group : 0;
+        shape.group = i % 2 || sizes[i].k == 64 ? 64 : 128;
+        shape.gate_group = !shape.gate_group ? 0 : sizes[i].k == 64 ? 64 : 192 - shape.group;
         shape.row_pointers = false;
         if (sizes[i].on_host)
             shape.kind = FQ_MEMORY_HOST;
