@@ -165,6 +165,7 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         bool on_host;       /* X and Y are in host memory */
         enum fq_dtype type; /* 0: any; FQ_BF16: scales are, too, and there are no zero points */
         bool plain;         /* nothing but products and a bias, to where a copy engine can go */
+        bool finished;      /* one matrix, with an activation, and a residual in Y's place */
     } sizes[] = {
         {.n = 513, .k = 1500, .m = 20, .bits = 8},
         {.n = 513, .k = 1500, .m = 20, .bits = 4},
@@ -178,36 +179,48 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
         {8464, 520, 250, 8, .on_device = true},
         {8464, 520, 190, 3, .on_device = true},
         /* blocks of each shape that plan.c has, whole ones */
-        {17000, 400, 90, 8, .on_hopper = true, .type = FQ_BF16},
-        {17000, 400, 120, 3, .on_hopper = true, .type = FQ_BF16},
-        {8500, 400, 283, 4, .on_hopper = true, .type = FQ_BF16},
+        {17000, 520, 90, 8, .on_hopper = true, .type = FQ_BF16},
+        {17000, 520, 120, 3, .on_hopper = true, .type = FQ_BF16},
+        {8504, 520, 283, 4, .on_hopper = true, .type = FQ_BF16},
         {14000, 520, 190, 8, .on_hopper = true, .type = FQ_BF16},
         {14000, 520, 220, 3, .on_hopper = true, .type = FQ_BF16},
         {6464, 1500, 500, 4, .on_hopper = true, .type = FQ_BF16},
+        {17003, 400, 90, 4, .on_hopper = true, .type = FQ_F16, .finished = true},
+        {17000, 400, 117, 8, .on_hopper = true, .type = FQ_F16, .finished = true},
+        {8500, 520, 283, 3, .on_hopper = true, .type = FQ_BF16, .finished = true},
+        {14000, 400, 220, 4, .on_hopper = true, .type = FQ_F16, .finished = true},
         /* several of them a worker, of one tile of K, of a few, and of more than a ring */
         {26000, 64, 300, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {19000, 64, 335, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {19000, 64, 397, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {23000, 64, 490, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
         {17000, 400, 190, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
         {13000, 200, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {13000, 400, 407, 8, .on_hopper = true, .type = FQ_BF16, .plain = true},
+        {19000, 200, 335, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {19000, 200, 397, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {19000, 200, 459, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {13000, 520, 407, 8, .on_hopper = true, .type = FQ_BF16, .plain = true},
         {13000, 520, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        /* blocks of each shape in parts, shared by all workers */
+        /* blocks of each shape in parts, shared by all workers; N is no multiple of 8 in one */
         {25500, 800, 66, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {25500, 1200, 66, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {25500, 800, 97, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {25504, 800, 66, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {25504, 1200, 66, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {25504, 800, 97, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
         {26000, 1200, 97, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
         {17000, 800, 283, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {8500, 800, 345, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {8500, 800, 407, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {8500, 800, 469, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {17000, 800, 283, 4, .on_hopper = true, .type = FQ_F16, .finished = true},
+        {8504, 800, 345, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {8504, 800, 407, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {8504, 800, 469, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
         /* and few of each, in three or four parts */
         {2000, 1200, 66, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
         {3000, 2400, 97, 8, .on_hopper = true, .type = FQ_BF16},
-        {4500, 800, 97, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {4504, 800, 97, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
         {6000, 2000, 97, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
         {3000, 2800, 283, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {4500, 2400, 159, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {4500, 2000, 221, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {4500, 2800, 252, 4, .on_hopper = true, .type = FQ_BF16},
+        {4504, 2400, 159, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {4504, 2000, 221, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
+        {4504, 2800, 252, 4, .on_hopper = true, .type = FQ_BF16},
         /* two launches, the second one of few rows, and of more */
         {15750, 2000, 257, 3, .on_hopper = true, .type = FQ_BF16},
         {33500, 2000, 276, 4, .on_hopper = true, .type = FQ_F16},
@@ -246,6 +259,10 @@ static void stays_within_the_bounds_on_larger_matrices(void **context) {
             shape.activation = FQ_ACTIVATION_NONE;
             shape.residual = RESIDUAL_NONE;
             shape.y_aligned = true;
+        } else if (sizes[i].finished) {
+            shape.gate_group = 0;
+            shape.activation = FQ_ACTIVATION_SILU;
+            shape.residual = RESIDUAL_IN_PLACE;
         }
         check_shape(backend, &shape);
     }

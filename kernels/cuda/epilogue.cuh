@@ -18,7 +18,8 @@ static __device__ __forceinline__ float load_bias(const void *bias, int type, in
     return __bfloat162float(static_cast<const __nv_bfloat16 *>(bias)[n]);
 }
 
-/* The quotients are of the fast exponential: right to 2^-20, of which Y has 2^-11 at most. */
+/* The quotients are of the fast exponential: right to 2^-18, and to 2^-16 where hardly anything is
+ * left of v; Y has 2^-11 at most. */
 static __device__ __forceinline__ float activate(float v, int activation) {
     switch (activation) {
     case FQ_ACTIVATION_RELU:

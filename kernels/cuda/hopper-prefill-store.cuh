@@ -126,7 +126,8 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
         held = false;
     }
 
-    /* Asks for a block's part of the residual, long before store() wants it: a line a row. */
+    /* Asks for a block's part of the residual, long before store() wants it: a line a row, the
+     * first of two where a strip's part of one does not begin with a line. */
     __device__ __forceinline__ void prefetch_residual(int m0, int strip) const {
         const typename T::type *from = residual_at(m0 + thread % 128, strip * FQ_CUDA_STRIP);
 
@@ -143,7 +144,7 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
      * brings the gate's sums and 1 those of W. */
     __device__ __forceinline__ void store(const float (&sums)[S::QUADS * 4], int m0,
                                           int strip) const {
-        const bool gated = launch.gate.codes != nullptr;
+        const bool gated = S::GROUPS == 2 && launch.gate.codes != nullptr;
         const int threads = gated ? S::CONSUMERS : 128, among = thread & (threads - 1);
         const int n = strip * FQ_CUDA_STRIP + among % 8 * 8, end = min(m0 + S::N, launch.m);
         const int rows = threads / 8; /* from one of a thread's to its next */

@@ -46,6 +46,7 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
     using cta = prefill_cta<S>;
     using storer = prefill_storer<S, T>;
     using place_in_ring = typename cta::place_in_ring;
+    static constexpr bool PAIRS = S::GROUPS == 2; /* of matrices, a warpgroup to each */
     using cta::block_m0;
     using cta::empty_of;
     using cta::full_of;
@@ -68,7 +69,7 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
                                                int &strip) const {
         int first = block % launch.blocks_n * FQ_CUDA_CLUSTER + half;
 
-        if (launch.gate.codes) {
+        if (PAIRS && launch.gate.codes) {
             w = index == 0 ? &launch.gate : &launch.w;
             strip = first;
         } else {
@@ -83,7 +84,7 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
     /* Of the strips of a CTA's part of a block, from a tile on; of a gated pair, of the gate (slot
      * 0) or of W (slot 1). */
     __device__ __forceinline__ copies copies_of(const fq_cuda_segment &segment, int slot) const {
-        const bool gated = launch.gate.codes != nullptr;
+        const bool gated = PAIRS && launch.gate.codes != nullptr;
         const fq_cuda_matrix *w = &launch.w;
         int strip = 0, count = find_strip(segment.block, slot, w, strip);
 
@@ -398,7 +399,7 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
             prefetch_tensor_map(y_map);
         grid_wait();
         for (int i = 0; fq_cuda_segment_at(&launch.shares, worker, i, &segment); i++) {
-            if (launch.gate.codes)
+            if (PAIRS && launch.gate.codes)
                 put_segment<true>(segment, x_map, place);
             else
                 put_segment<false>(segment, x_map, place);
@@ -416,7 +417,8 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
         bool held = false;
 
         /* of the matrix that all strips of this warpgroup are of */
-        const float factor = scale_factor(launch.gate.codes && group == 0 ? launch.gate : launch.w);
+        const float factor =
+            scale_factor(PAIRS && launch.gate.codes && group == 0 ? launch.gate : launch.w);
 
         grid_wait();
         if (group == 1)

@@ -23,7 +23,8 @@
  * six strips, at the shapes of bench/results/kernels-h200.csv): a unit, which is a tile of K (in
  * the narrow ones dequantization, not the tensor cores, is the limit), a launch's start and end,
  * and of a block in parts, whose sums are 48 to 128 KiB a CTA: from the end of a part until they
- * are there to be added, and adding them.
+ * are there to be added, and adding them (of 96 rows, 160 and 224 from those beside them; of six
+ * strips as of four).
  */
 static const struct prefill_shape {
     int rows, strips, unit, launch, leave, add;
@@ -108,16 +109,19 @@ int64_t fq_cuda_launch_time(const struct fq_cuda_gemm_size *size, int m) {
 
 int fq_cuda_plan_rows(const struct fq_cuda_gemm_size *size, int m) {
     int64_t least = fq_cuda_launch_time(size, m);
-    int best = m;
+    int best = m, tried = 0;
 
     for (int unit = FQ_DECODE_ROWS; unit <= MOST_ROWS; unit += 32) {
         const int first = (m - 1) / unit * unit;
         int64_t time;
 
-        if (first == 0)
+        if (first == tried) /* or 0 */
             continue;
-        time = fq_cuda_launch_time(size, first) + fq_cuda_launch_time(size, m - first) +
-               ANOTHER_LAUNCH;
+        tried = first;
+        time = fq_cuda_launch_time(size, first) + ANOTHER_LAUNCH;
+        if (time >= least)
+            continue;
+        time += fq_cuda_launch_time(size, m - first);
         time += time / (LEAST_GAIN - 1);
         if (time < least) {
             least = time;

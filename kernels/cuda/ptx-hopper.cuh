@@ -120,7 +120,8 @@ static __device__ __forceinline__ void tensor_copy(uint32_t to, const void *map,
 }
 
 /* The other way: a box out of this CTA's shared memory; what lies past the tensor's ends is left
- * out. Queued with others of this thread that are not committed yet. */
+ * out, but of a row's end only whole 16 bytes.  Queued with others of this thread that are not
+ * committed yet. */
 static __device__ __forceinline__ void tensor_store(const void *map, int x, int y, uint32_t from) {
     asm volatile(
         "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
