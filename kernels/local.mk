@@ -85,7 +85,8 @@ TESTS += $(KERNEL_TESTS)
 kernels_cpu_test_pack_SOURCES = kernels/cpu/test-pack.c
 kernels_cpu_test_pack_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_cpu_test_pack_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
-kernels_cuda_test_plan_SOURCES = kernels/cuda/test-plan.c kernels/cuda/plan.c kernels/cuda/plan.h
+kernels_cuda_test_plan_SOURCES = kernels/cuda/test-plan.c kernels/cuda/test-sizes.h \
+	kernels/cuda/plan.c kernels/cuda/plan.h
 kernels_cuda_test_plan_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_cuda_test_plan_LDADD = $(CMOCKA_LIBS)
 kernels_test_matrix_SOURCES = kernels/test-matrix.c
@@ -97,8 +98,8 @@ kernels_test_synthetic_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 kernels_test_backend_SOURCES = kernels/test-backend.c
 kernels_test_backend_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_backend_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
-kernels_test_conformance_SOURCES = kernels/test-conformance.c kernels/test-case.c \
-	kernels/test-case.h
+kernels_test_conformance_SOURCES = kernels/test-conformance.c kernels/test-conformance.h \
+	kernels/test-conformance-sizes.c kernels/cuda/test-sizes.h kernels/test-case.c kernels/test-case.h
 kernels_test_conformance_CPPFLAGS = $(AM_CPPFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_conformance_LDADD = $(KERNEL_LIBS) $(CMOCKA_LIBS)
 if HAVE_CUDA

@@ -3,7 +3,7 @@
  * What the conformance test feeds a backend: random matrices with their exact
  * float64 form, planes of rows between guards, and one GEMM made of them, with
  * every part of struct fq_gemm.  The expected values are computed from unpacked
- * codes, not by the library.  For test-conformance.c alone; a failed
+ * codes, not by the library.  For the conformance test alone; a failed
  * check fails the cmocka test that runs it.
  */
 #ifndef FQ_KERNELS_TEST_CASE_H

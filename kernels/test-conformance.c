@@ -11,9 +11,10 @@
  * The product of all parameters is too large: every combination of bits, group
  * size, scale type and zero points is run FINEQUANT_TEST_ROUNDS times with the
  * other parameters drawn from a generator seeded with FINEQUANT_TEST_SEED.  A
- * failure prints the seed and the case (test-case.h).
+ * failure prints the seed and the case (test-case.h).  Sizes that are for one
+ * implementation or another are in test-conformance-sizes.c.
  */
-#include "test-case.h"
+#include "test-conformance.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -25,21 +26,12 @@
 
 #include <cmocka.h>
 
-#define COUNT(array) (sizeof(array) / sizeof *(array))
-#define TARGETS_MAX  16
-
-struct target {
-    const char *backend;
-    const char *kernels; /* FINEQUANT_CPU_KERNELS, or NULL */
-    char label[32];
-};
+#define TARGETS_MAX 16
 
 static uint64_t seed = 1;
 static unsigned rounds = 3;
 
 /* ---- The properties ---------------------------------------------------------------------- */
-
-#define PICK(array) ((array)[random_below(COUNT(array))])
 
 /* What is being checked: a copy, since a failed check leaves its stack frame by longjmp. */
 static struct shape current;
@@ -50,7 +42,7 @@ static void begin(const struct shape *shape) {
     checking = true;
 }
 
-static void check_shape(struct fq_backend *backend, const struct shape *shape) {
+void check_shape(struct fq_backend *backend, const struct shape *shape) {
     struct instance instance;
     struct plane y;
 
@@ -65,12 +57,8 @@ static void check_shape(struct fq_backend *backend, const struct shape *shape) {
     checking = false;
 }
 
-static const int all_bits[] = {8, 4, 3};
-static const int64_t all_groups[] = {16, 32, 64, 128, 256, 48, 0 /* per channel */};
-static const enum fq_dtype scale_types[] = {FQ_F16, FQ_BF16};
-
-static struct fq_device_info open_target(const struct target *target, int threads,
-                                         struct fq_backend **backend) {
+struct fq_device_info open_target(const struct target *target, int threads,
+                                  struct fq_backend **backend) {
     struct fq_backend_options options = {.threads = threads};
     struct fq_device_info info;
     struct fq_error err;
@@ -113,7 +101,7 @@ static void draw_epilogue(struct shape *shape) {
         shape->gate_group = 0;
 }
 
-static void draw(struct shape *shape, const struct fq_device_info *info) {
+void draw(struct shape *shape, const struct fq_device_info *info) {
     static const int64_t ns[] = {1, 5, 64, 130, 200}, ks[] = {1, 15, 16, 100, 256, 300, 1000};
     static const int64_t ms[] = {1, 2, 3, 4, 5, 6, 7, 8, 16, 33, 64, 65, 129};
     static const enum fq_dtype types[] = {FQ_F16, FQ_BF16, FQ_F32};
@@ -152,230 +140,6 @@ static void stays_within_the_bounds_of_float64(void **context) {
             draw(&shape, &info);
             check_shape(backend, &shape);
         }
-    fq_backend_free(backend);
-}
-
-/* Sizes beyond every tile, pass and panel of the implementations. */
-static void stays_within_the_bounds_on_larger_matrices(void **context) {
-    static const struct {
-        int64_t n, k, m;
-        int bits;
-        bool on_device;     /* gives all multiprocessors of a GPU something to do */
-        bool on_hopper;     /* likewise, in forms that its kernels alone have */
-        bool on_host;       /* X and Y are in host memory */
-        enum fq_dtype type; /* 0: any; FQ_BF16: scales are, too, and there are no zero points */
-        bool plain;         /* nothing but products and a bias, to where a copy engine can go */
-        bool finished;      /* one matrix, with an activation, and a residual in Y's place */
-    } sizes[] = {
-        {.n = 513, .k = 1500, .m = 20, .bits = 8},
-        {.n = 513, .k = 1500, .m = 20, .bits = 4},
-        {.n = 513, .k = 1500, .m = 20, .bits = 3},
-        {.n = 77, .k = 1111, .m = 500, .bits = 8},
-        {.n = 77, .k = 1111, .m = 500, .bits = 4},
-        {.n = 77, .k = 1111, .m = 500, .bits = 3},
-        {8464, 520, 90, 4, .on_device = true},
-        {8464, 520, 120, 8, .on_device = true},
-        {8464, 520, 190, 4, .on_device = true},
-        {8464, 520, 250, 8, .on_device = true},
-        {8464, 520, 190, 3, .on_device = true},
-        /* blocks of each shape that plan.c has, whole ones */
-        {17000, 520, 90, 8, .on_hopper = true, .type = FQ_BF16},
-        {17000, 520, 120, 3, .on_hopper = true, .type = FQ_BF16},
-        {8504, 520, 283, 4, .on_hopper = true, .type = FQ_BF16},
-        {14000, 520, 190, 8, .on_hopper = true, .type = FQ_BF16},
-        {14000, 520, 220, 3, .on_hopper = true, .type = FQ_BF16},
-        {6464, 1500, 500, 4, .on_hopper = true, .type = FQ_BF16},
-        {17003, 400, 90, 4, .on_hopper = true, .type = FQ_F16, .finished = true},
-        {17000, 400, 117, 8, .on_hopper = true, .type = FQ_F16, .finished = true},
-        {8500, 520, 283, 3, .on_hopper = true, .type = FQ_BF16, .finished = true},
-        {14000, 400, 220, 4, .on_hopper = true, .type = FQ_F16, .finished = true},
-        /* several of them a worker, of one tile of K, of a few, and of more than a ring */
-        {26000, 64, 300, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {19000, 64, 335, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {19000, 64, 397, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {23000, 64, 490, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {17000, 400, 190, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {13000, 200, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {19000, 200, 335, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {19000, 200, 397, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {19000, 200, 459, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {13000, 520, 407, 8, .on_hopper = true, .type = FQ_BF16, .plain = true},
-        {13000, 520, 600, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        /* blocks of each shape in parts, shared by all workers; N is no multiple of 8 in one */
-        {25500, 800, 66, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {25504, 800, 66, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {25504, 1200, 66, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {25504, 800, 97, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {26000, 1200, 97, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {17000, 800, 283, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {17000, 800, 283, 4, .on_hopper = true, .type = FQ_F16, .finished = true},
-        {8504, 800, 345, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {8504, 800, 407, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {8504, 800, 469, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        /* and few of each, in three or four parts */
-        {2000, 1200, 66, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {3000, 2400, 97, 8, .on_hopper = true, .type = FQ_BF16},
-        {4504, 800, 97, 3, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {6000, 2000, 97, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {3000, 2800, 283, 8, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {4504, 2400, 159, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {4504, 2000, 221, 4, .on_hopper = true, .type = FQ_F16, .plain = true},
-        {4504, 2800, 252, 4, .on_hopper = true, .type = FQ_BF16},
-        /* two launches, the second one of few rows, and of more */
-        {15750, 2000, 257, 3, .on_hopper = true, .type = FQ_BF16},
-        {33500, 2000, 276, 4, .on_hopper = true, .type = FQ_F16},
-        /* rows of the host, two chunks of them, the second one of few rows */
-        {140000, 64, 148, 8, .on_hopper = true, .on_host = true, .type = FQ_F16},
-    };
-    struct fq_backend *backend;
-    struct fq_device_info info = open_target(*context, 0, &backend);
-
-    for (size_t i = 0; i < COUNT(sizes); i++) {
-        struct shape shape = {.bits = sizes[i].bits,
-                              .scale_type = sizes[i].type == FQ_BF16 ? FQ_BF16 : scale_types[i % 2],
-                              .group = i % 2 ? 64 : 128,
-                              .zeros = i % 2 && sizes[i].type != FQ_BF16};
-
-        if ((sizes[i].on_device && !info.device_memory) ||
-            (sizes[i].on_hopper && strcmp(info.kernels, "sm_90a") != 0))
-            continue;
-        draw(&shape, &info);
-        shape.n = sizes[i].n;
-        shape.k = sizes[i].k;
-        shape.m = sizes[i].m;
-        shape.group = i % 2 || sizes[i].k == 64 ? 64 : 128;
-        shape.gate_group = !shape.gate_group ? 0 : sizes[i].k == 64 ? 64 : 192 - shape.group;
-        shape.row_pointers = false;
-        if (sizes[i].on_host)
-            shape.kind = FQ_MEMORY_HOST;
-        if (sizes[i].type)
-            shape.type = sizes[i].type;
-        if (sizes[i].type == FQ_BF16) {
-            shape.gate_scale_type = FQ_BF16;
-            shape.gate_zeros = false;
-        }
-        if (sizes[i].plain) {
-            shape.gate_group = 0;
-            shape.activation = FQ_ACTIVATION_NONE;
-            shape.residual = RESIDUAL_NONE;
-            shape.y_aligned = true;
-        } else if (sizes[i].finished) {
-            shape.gate_group = 0;
-            shape.activation = FQ_ACTIVATION_SILU;
-            shape.residual = RESIDUAL_IN_PLACE;
-        }
-        check_shape(backend, &shape);
-    }
-    fq_backend_free(backend);
-}
-
-/* So many rows of W that each worker of a GPU has several strips of them, alone and in pairs. */
-static void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
-    static const int64_t ms[] = {5, 13, 20, 40, 64};
-    struct fq_backend *backend;
-    struct fq_device_info info = open_target(*context, 0, &backend);
-
-    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits); i++) {
-        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
-                              .scale_type = scale_types[i % 2],
-                              .group = i % 3 ? 64 : 16,
-                              .zeros = i % 4 == 3};
-
-        draw(&shape, &info);
-        shape.m = ms[i % COUNT(ms)];
-        shape.n = i % 2 ? 13000 : 26000;
-        shape.k = i % 2 ? 500 : 130;
-        shape.group = i % 3 ? 64 : 16;
-        shape.gate_group = i % 2 ? 64 : 0;
-        shape.kind = FQ_MEMORY_DEVICE;
-        shape.row_pointers = false;
-        check_shape(backend, &shape);
-    }
-    fq_backend_free(backend);
-}
-
-/* Three strips of W to some workers of a GPU and a K of several full stages, scales of X's type and
- * groups of one or two tiles: the loops that most launches of a model go through. */
-static void stays_within_the_bounds_in_full_stages(void **context) {
-    static const int64_t ms[] = {8, 3, 16, 32, 48, 64};
-    struct fq_backend *backend;
-    struct fq_device_info info = open_target(*context, 0, &backend);
-
-    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 2; i++) {
-        const size_t row = i / COUNT(all_bits); /* of ms, twice */
-        const bool zeros = row >= COUNT(ms);
-        const int64_t group = (row + zeros) % 2 ? 128 : 64;
-        const enum fq_dtype type = i % 2 ? FQ_BF16 : FQ_F16;
-        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
-                              .scale_type = type,
-                              .group = group,
-                              .zeros = zeros};
-
-        draw(&shape, &info);
-        shape.m = ms[row % COUNT(ms)];
-        shape.n = 8600;
-        shape.k = 2200;
-        shape.group = group;
-        shape.gate_group = 0;
-        shape.type = type;
-        shape.kind = FQ_MEMORY_DEVICE;
-        shape.row_pointers = false;
-        check_shape(backend, &shape);
-    }
-    fq_backend_free(backend);
-}
-
-/* So many rows of W that each worker of a GPU has one or two strips of them: the ways in which a
- * worker parts K among its warps, with groups of which few fit a part. */
-static void stays_within_the_bounds_on_two_strips_a_worker(void **context) {
-    static const int64_t ms[] = {5, 13, 20, 40, 64};
-    static const int64_t ks[] = {60, 100, 500, 1600, 1984}, ns[] = {8400, 4200, 5000};
-    struct fq_backend *backend;
-    struct fq_device_info info = open_target(*context, 0, &backend);
-
-    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 2; i++) {
-        const int64_t group = i % 7 ? PICK(all_groups) : 80;
-        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)], .group = group};
-
-        shape.scale_type = PICK(scale_types);
-        shape.zeros = random_below(2);
-        draw(&shape, &info);
-        shape.m = ms[i / COUNT(all_bits) % COUNT(ms)];
-        shape.n = ns[i / COUNT(all_bits) % COUNT(ns)];
-        shape.k = ks[i % COUNT(ks)];
-        shape.group = group && group < shape.k ? group : shape.k;
-        if (shape.gate_group)
-            shape.gate_group = i % 2 ? shape.group : 48;
-        shape.kind = FQ_MEMORY_DEVICE;
-        shape.row_pointers = false;
-        check_shape(backend, &shape);
-    }
-    fq_backend_free(backend);
-}
-
-/* Few rows of weights and a long K, alone and in pairs: a CTA's ring goes round many times. */
-static void stays_within_the_bounds_on_deep_weights(void **context) {
-    static const int64_t ms[] = {5, 13, 20, 40, 64};
-    struct fq_backend *backend;
-    struct fq_device_info info = open_target(*context, 0, &backend);
-
-    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 4; i++) {
-        struct shape shape = {.bits = all_bits[i / 4 % COUNT(all_bits)],
-                              .scale_type = scale_types[i % 2],
-                              .group = 64,
-                              .zeros = i / 2 % 2};
-
-        draw(&shape, &info);
-        shape.m = ms[i / 4 % COUNT(ms)];
-        shape.n = i % 3 ? 60 : 150;
-        shape.k = 4500;
-        shape.group = 64;
-        shape.gate_group = i % 2 ? 64 : 0;
-        shape.kind = FQ_MEMORY_DEVICE;
-        shape.row_pointers = false;
-        shape.x_aligned = i % 5 < 3;
-        check_shape(backend, &shape);
-    }
     fq_backend_free(backend);
 }
 
@@ -664,6 +428,8 @@ int main(int argc, char **argv) {
     } properties[] = {
         {"stays_within_the_bounds_of_float64", stays_within_the_bounds_of_float64},
         {"stays_within_the_bounds_on_larger_matrices", stays_within_the_bounds_on_larger_matrices},
+        {"stays_within_the_bounds_however_it_is_dealt_out",
+         stays_within_the_bounds_however_it_is_dealt_out},
         {"stays_within_the_bounds_on_many_rows_of_weights",
          stays_within_the_bounds_on_many_rows_of_weights},
         {"stays_within_the_bounds_in_full_stages", stays_within_the_bounds_in_full_stages},

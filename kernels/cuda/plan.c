@@ -24,7 +24,7 @@
  * the narrow ones dequantization, not the tensor cores, is the limit), a launch's start and end,
  * and of a block in parts, whose sums are 48 to 128 KiB a CTA: from the end of a part until they
  * are there to be added, and adding them (of 96 rows, 160 and 224 from those beside them; of six
- * strips as of four).
+ * strips as of four).  test-sizes.h has sizes that are dealt out in each of them.
  */
 static const struct prefill_shape {
     int rows, strips, unit, launch, leave, add;

@@ -3,6 +3,7 @@
 #include "backend.h"
 #include "plan.h"
 #include "shares.h"
+#include "test-sizes.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -146,12 +147,49 @@ static void a_row_more_costs_no_block(void **context) {
     assert_int_equal(fq_cuda_plan_rows(&size, 384), 384);
 }
 
+/* Each size of test-sizes.h is dealt out as it says, and each shape in every way. */
+static void sizes_are_what_they_are_for(void **context) {
+    static const int shapes[][2] = {{96, 4},  {96, 6},  {128, 4}, {128, 6},
+                                    {160, 6}, {192, 4}, {224, 4}, {256, 4}};
+    bool found[COUNT(shapes)][TEST_FEW + 1] = {0};
+
+    (void)context;
+    for (size_t i = 0; i < COUNT(prefill_sizes); i++) {
+        const struct prefill_size *wanted = &prefill_sizes[i];
+        const struct fq_cuda_gemm_size size = {.bits = wanted->size.bits,
+                                               .strips = (int)(wanted->size.n + 63) / 64,
+                                               .tiles = (int)(wanted->size.k + 63) / 64,
+                                               .workers = 66};
+        const int m = (int)wanted->size.m;
+        const struct fq_cuda_prefill_plan plan = fq_cuda_plan_prefill(&size, m);
+        const bool fits = plan.blocks * plan.parts <= size.workers;
+        const enum test_dealing dealing = plan.parts == 1 ? fits ? TEST_WHOLE : TEST_SEVERAL
+                                          : fits          ? TEST_FEW
+                                                          : TEST_SHARED;
+
+        if (fq_cuda_plan_rows(&size, m) != m || plan.rows != wanted->rows ||
+            plan.strips != wanted->strips || dealing != wanted->dealing)
+            fail_msg(
+                "%d x %d with %d rows: %d of them in blocks of %d by %d strips, dealt out as %d",
+                (int)wanted->size.n, (int)wanted->size.k, m, fq_cuda_plan_rows(&size, m), plan.rows,
+                plan.strips, (int)dealing);
+        assert_true(dealing != TEST_FEW || plan.parts > 2);
+        /* gemm.c has other kernels for fewer columns of bf16 */
+        assert_true(wanted->size.type == FQ_F16 || wanted->size.k >= 512);
+        for (size_t s = 0; s < COUNT(shapes); s++)
+            if (plan.rows == shapes[s][0] && plan.strips == shapes[s][1])
+                found[s][dealing] = true;
+    }
+    for (size_t s = 0; s < COUNT(shapes); s++)
+        for (int dealing = 0; dealing <= TEST_FEW; dealing++)
+            assert_true(found[s][dealing]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(each_unit_is_summed_once),
-        cmocka_unit_test(the_last_part_is_longer),
-        cmocka_unit_test(plans_have_room_for_all_rows),
-        cmocka_unit_test(a_row_more_costs_no_block),
+        cmocka_unit_test(each_unit_is_summed_once),     cmocka_unit_test(the_last_part_is_longer),
+        cmocka_unit_test(plans_have_room_for_all_rows), cmocka_unit_test(a_row_more_costs_no_block),
+        cmocka_unit_test(sizes_are_what_they_are_for),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
