@@ -102,6 +102,16 @@ static __device__ __forceinline__ void activate(float (&v)[COUNT], int activatio
     }
 }
 
+/* Sums with their bias become what the gate's sums with theirs make of them. */
+template <int COUNT>
+static __device__ __forceinline__ void apply_gate(float (&sums)[COUNT], float (&gate)[COUNT],
+                                                  int activation) {
+    activate(gate, activation);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        sums[i] *= gate[i];
+}
+
 /* Sums become what finish() makes of them. */
 template <int COUNT>
 static __device__ __forceinline__ void finish(const fq_cuda_launch &launch, float (&sums)[COUNT],
@@ -114,10 +124,7 @@ static __device__ __forceinline__ void finish(const fq_cuda_launch &launch, floa
     }
     if (launch.gate_bias)
         add_bias(launch, gate, launch.gate_bias, n);
-    activate(gate, launch.activation);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-        sums[i] *= gate[i];
+    apply_gate(sums, gate, launch.activation);
 }
 
 #endif

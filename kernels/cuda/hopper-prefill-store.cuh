@@ -200,10 +200,7 @@ template <class S, class T> class prefill_storer : public prefill_cta<S> {
                 if (gated) {
                     load_sums(gate, out + at);
                     add(gate, gate_bias);
-                    activate(gate, launch.activation);
-#pragma unroll
-                    for (int i = 0; i < 8; i++)
-                        v[i] *= gate[i];
+                    apply_gate(v, gate, launch.activation);
                 } else {
                     activate(v, launch.activation);
                 }

@@ -370,9 +370,9 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
                 const uint32_t from = ring + place.stage * stage_bytes + thread * 16;
 
                 mbarrier_wait(full_of(place), place.parity);
+                /* perhaps of rows that there are not */
 #pragma unroll
-                for (int q = 0; q < min(S::STAGE_QUADS, S::QUADS - q0);
-                     q++) /* perhaps of rows that there are not */
+                for (int q = 0; q < min(S::STAGE_QUADS, S::QUADS - q0); q++)
                     add_f4(sums + (q0 + q) * 4, lds_f4(from + q * (S::CONSUMERS * 16)));
                 settle(sums);
                 held = S::HOLDS && hold && left == 1 && q0 + S::STAGE_QUADS >= quads;
