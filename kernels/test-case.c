@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The cases of test-conformance.c: see test-case.h. */
+/* The cases of the conformance test: see test-case.h. */
 #include "test-case.h"
 #include "half.h"
 
