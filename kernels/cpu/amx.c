@@ -26,7 +26,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define AHEAD   4096                   /* bytes of codes that are asked for before their use */
 #define VECTORS (FQ_CPU_BLOCK / LANES) /* of rows of W in a block */
 #define LAG     2                      /* units: of the four vectors, which are unrolled */
 
@@ -140,13 +139,13 @@ INLINE uint8_t *bytes_of(struct plan plan, const struct chunk *chunk, int tile, 
     return chunk->bytes + (tile * VECTORS + vector) * plan.columns * LANES;
 }
 
-/* Asks for the lines of a tile in their order, each vector its part. */
-INLINE void prefetch(struct plan plan, const struct chunk *chunk, int tile, int vector) {
+/* Asks for what lies behind a tile: each vector for its part, in whole turns. */
+INLINE void prefetch_unit(struct plan plan, const struct chunk *chunk, int tile, int vector) {
     const int part = plan.columns * LANES * plan.bits / 8;
-    const uint8_t *first = chunk->codes + (tile * VECTORS + vector) * part;
+    const int begin = (vector * part + TURN - 1) / TURN * TURN;
+    const int end = ((vector + 1) * part + TURN - 1) / TURN * TURN;
 
-    UNROLL for (int i = 0; i < part; i += 64)
-        _mm_prefetch((const char *)first + i + AHEAD, _MM_HINT_T0);
+    prefetch(chunk->codes + tile * VECTORS * part + begin, end - begin);
 }
 
 INLINE void unpack_step(struct plan plan, const uint8_t *codes, int step, int half, uint8_t *to) {
@@ -161,7 +160,7 @@ INLINE void unpack_unit(struct plan plan, const struct chunk *chunk, int tile, i
     const uint8_t *codes = chunk->codes + vector * LANES * 4;
     uint8_t *to = bytes_of(plan, chunk, tile, vector);
 
-    prefetch(plan, chunk, tile, vector);
+    prefetch_unit(plan, chunk, tile, vector);
     if (plan.bits == 3 && plan.columns == FQ_CPU_STEP) { /* a pair of steps may begin outside */
         const int step = tile + (int)(chunk->span.begin / FQ_CPU_STEP % 2);
 
@@ -364,7 +363,7 @@ INLINE void run_block(struct plan plan, const struct block *block, float *values
                         if (plan.bits == 8)
                             b = codes_of_8(plan, &chunk, tile, v, &pitch);
                         if (first && plan.bits == 8)
-                            prefetch(plan, &chunk, tile, v);
+                            prefetch_unit(plan, &chunk, tile, v);
                         else if (first)
                             unpack_ahead(plan, &chunk, &next, more, tile, v);
                         multiply(b, pitch, v, tile == 0, plan.bits);

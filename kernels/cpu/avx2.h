@@ -89,21 +89,20 @@ INLINE void add_product(float *values, __m256 product, const struct row_terms *t
     _mm256_store_ps(values, _mm256_fmadd_ps(product, terms->scale, _mm256_load_ps(values)));
 }
 
-/* Bytes of codes that are asked for ahead of their use; a chunk's bytes where it has more. */
-#define AHEAD 4096
-
-/* Asks for the lines of `bytes` of codes. */
-INLINE void prefetch(const uint8_t *codes, int bytes) {
-    UNROLL for (int at = 0; at < bytes; at += 64)
-        _mm_prefetch((const char *)codes + at, _MM_HINT_T0);
+/* Where the part of a chunk begins, which starts at byte `begin` of a block and has so many, for
+ * which a pass over it asks ahead: each of the passes that lanes make for its own.  All at once
+ * would be more than a core can wait for. */
+INLINE const uint8_t *part_of(const struct block *block, int64_t begin, int64_t bytes, int lane) {
+    return block->codes + begin + bytes * lane / FQ_CPU_BLOCK;
 }
 
-/* What a pass over a chunk, which starts at byte `begin` of a block and has so many, is to ask for:
- * each of the passes that lanes make a part of the lines of a later chunk, in their order.  All of
- * them at once would be more than a core can wait for. */
-INLINE const uint8_t *next_lines(const struct block *block, int64_t begin, int64_t bytes,
-                                 int lane) {
-    return block->codes + begin + (bytes > AHEAD ? bytes : AHEAD) + bytes * lane / FQ_CPU_BLOCK;
+/* Asks ahead for so many bytes of a part.  3 bits, which wait for arithmetic: one line after the
+ * other, since GCC 12 keeps fewer sums in registers beside a branch. */
+INLINE void prefetch_step(const uint8_t *part, int bytes, int bits) {
+    if (bits != 3)
+        prefetch(part, bytes);
+    else
+        UNROLL for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(part + PAGE + i);
 }
 
 /* values += part · unit, and part = 0: the end of a segment. */

@@ -20,6 +20,27 @@ struct block {
     int64_t begin, end;               /* columns, rounded up to whole segments */
 };
 
+/* Codes are asked for before their use a line of each of PAGES pages in turn.  A processor reads
+ * ahead by itself where lines of a page are asked for in their order, but not beyond the page: so
+ * it reads four at the same time. */
+#define LINE   64
+#define PAGE   4096
+#define PAGES  4
+#define WINDOW (PAGE * PAGES)
+#define TURN   (LINE * PAGES) /* bytes, for which a line of each page is asked for */
+
+/* For so many bytes of codes, less than a turn or whole turns, as many lines of the window behind
+ * theirs: who takes all bytes of a window, part by part, asks for each line of the next one. */
+INLINE void prefetch(const uint8_t *codes, int bytes) {
+    const uintptr_t at = (uintptr_t)codes % WINDOW;
+    const uint8_t *line = codes - at + WINDOW + at / PAGES;
+
+    if (bytes < TURN && at % TURN >= (uintptr_t)bytes)
+        return;
+    UNROLL for (int i = 0; i < bytes; i += TURN) UNROLL for (int page = 0; page < PAGES; page++)
+        __builtin_prefetch(line + i / PAGES + page * PAGE);
+}
+
 /* A GEMM's operand i: block `index` of it, part `split` of K, and X from `row` on. */
 INLINE struct block block_of(const struct fq_cpu_job *job, int i, int64_t index, int64_t row,
                              int64_t split, int64_t splits) {

@@ -76,7 +76,7 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
     const int64_t begin = span->begin / FQ_CPU_STEP, end = span->end / FQ_CPU_STEP;
     const int step_bytes = FQ_CPU_BLOCK * FQ_CPU_STEP * bits / 8;
     const int share = step_bytes * nv * LANES / FQ_CPU_BLOCK;
-    const uint8_t *next = next_lines(block, begin * step_bytes, (end - begin) * step_bytes, lane);
+    const uint8_t *part = part_of(block, begin * step_bytes, (end - begin) * step_bytes, lane);
     __m256i sum[MR][NV][FQ_CPU_LIMBS];
 
     UNROLL for (int m = 0; m < mr; m++) UNROLL for (int v = 0; v < nv; v++) {
@@ -86,9 +86,9 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
         sum[m][v][1] = _mm256_setzero_si256();
         sum[m][v][2] = _mm256_set1_epi32(chunk->offset[1]);
     }
-    for (int64_t step = begin; step < end; step++, next += share) {
+    for (int64_t step = begin; step < end; step++, part += share) {
         if (first == 0)
-            prefetch(next, share);
+            prefetch_step(part, share, bits);
         if (bits == 3 && step % 2)
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
         else

@@ -11,25 +11,16 @@
 #include "dot.h"
 #include "fixed-decode.h"
 
-/* Bytes of codes that are asked for ahead of their use. */
-#define AHEAD 4096
-
-/* Asks for the lines of a step AHEAD of it. */
-INLINE void prefetch(const uint8_t *codes, int64_t step, int half, int bits) {
-    const int pitch = FQ_CPU_BLOCK * 4, words = bits == 3 ? 1 + (half == 0) : 2;
+/* Asks for what lies behind a step: the pass-th of so many passes over it for its part, so that
+ * memory is never idle. */
+INLINE void prefetch_step(const uint8_t *codes, int64_t step, int half, int bits, int pass,
+                          int passes) {
+    const int pitch = FQ_CPU_BLOCK * 4; /* bytes from a word to the next */
+    const int words = bits == 3 ? 1 + (half == 0) : bits / 2;
     const int64_t first = bits == 3 ? step / 2 * 3 + half * 2 : step * words;
+    const int begin = words * pass / passes, end = words * (pass + 1) / passes;
 
-    for (int i = 0; i < words; i++)
-        _mm_prefetch((const char *)codes + (first + i) * pitch + AHEAD, _MM_HINT_T0);
-}
-
-/* The same for a whole block of 8 bits, whose lines are asked for in their order: by the pass-th of
- * so many passes over them its part, so that memory is never idle. */
-INLINE void prefetch_part(const uint8_t *codes, int64_t step, int pass, int passes) {
-    const int bytes = FQ_CPU_BLOCK * FQ_CPU_STEP, part = bytes / passes;
-
-    for (int i = 0; i < part; i += 64)
-        _mm_prefetch((const char *)codes + step * bytes + pass * part + i + AHEAD, _MM_HINT_T0);
+    prefetch(codes + (first + begin) * pitch, (end - begin) * pitch);
 }
 
 /* ---- The product ------------------------------------------------------------------------- */
@@ -51,8 +42,6 @@ INLINE __m512i dot(__m512i sum, __m512i w, const int8_t *x) {
 INLINE void tile_step(const uint8_t *codes, const struct fq_cpu_fixed *fixed, int64_t step,
                       int half, __m512i (*sum)[4][FQ_CPU_LIMBS], int mr, int nv, int bits,
                       int limbs) {
-    if (bits < 8)
-        UNROLL for (int v = 0; v < nv; v++) prefetch(codes + v * LANES * 4, step, half, bits);
     UNROLL for (int i = 0; i < 4; i++) {
         __m512i w[4];
 
@@ -84,12 +73,13 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
         sum[m][v][2] = _mm512_set1_epi32(chunk->offset[1]);
     }
     for (int64_t step = span->begin / FQ_CPU_STEP; step < span->end / FQ_CPU_STEP; step++) {
-        if (bits == 8)
-            prefetch_part(block->codes, step, pass, passes);
-        if (bits == 3 && step % 2)
+        if (bits == 3 && step % 2) {
+            prefetch_step(block->codes, step, 1, bits, pass, passes);
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
-        else
+        } else {
+            prefetch_step(block->codes, step, 0, bits, pass, passes);
             tile_step(block->codes + lane * 4, fixed, step, 0, sum, mr, nv, bits, limbs);
+        }
     }
     UNROLL for (int v = 0; v < nv; v++) {
         const int64_t at = span->group * FQ_CPU_BLOCK + lane + v * LANES;

@@ -94,14 +94,14 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
     const int step_bytes = FQ_CPU_BLOCK * FQ_CPU_STEP * bits / 8;
     const int share = step_bytes * nv * LANES / FQ_CPU_BLOCK;
     const int64_t bytes = (end - begin) * step_bytes;
-    const uint8_t *next = next_lines(block, begin * step_bytes, bytes, lane);
+    const uint8_t *part = part_of(block, begin * step_bytes, bytes, lane);
     __m256i sum[MR][NV][LIMBS_ALL];
 
     UNROLL for (int m = 0; m < mr; m++) UNROLL for (int v = 0; v < nv; v++)
         UNROLL for (int l = 0; l < limbs; l++) sum[m][v][l] =
             _mm256_set1_epi32(fixed[m].chunks[span->chunks - 1].offset[l]);
-    for (int64_t step = begin; step < end; step++, next += share) {
-        prefetch(next, share);
+    for (int64_t step = begin; step < end; step++, part += share) {
+        prefetch_step(part, share, bits);
         if (bits == 3 && step % 2)
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
         else
