@@ -140,12 +140,13 @@ INLINE uint8_t *bytes_of(struct plan plan, const struct chunk *chunk, int tile, 
 }
 
 /* Asks for what lies behind a tile: each vector for its part, in whole turns. */
-INLINE void prefetch_unit(struct plan plan, const struct chunk *chunk, int tile, int vector) {
+INLINE void prefetch_unit(struct plan plan, const struct chunk *chunk, int tile, int vector,
+                          const uint8_t *codes_end) {
     const int part = plan.columns * LANES * plan.bits / 8;
     const int begin = (vector * part + TURN - 1) / TURN * TURN;
     const int end = ((vector + 1) * part + TURN - 1) / TURN * TURN;
 
-    prefetch(chunk->codes + tile * VECTORS * part + begin, end - begin);
+    prefetch(chunk->codes + tile * VECTORS * part + begin, end - begin, codes_end);
 }
 
 INLINE void unpack_step(struct plan plan, const uint8_t *codes, int step, int half, uint8_t *to) {
@@ -155,12 +156,13 @@ INLINE void unpack_step(struct plan plan, const uint8_t *codes, int step, int ha
 
 /* A unit's codes to bytes.  Behind the last columns of K bytes stay what they were: X is zero
  * there. */
-INLINE void unpack_unit(struct plan plan, const struct chunk *chunk, int tile, int vector) {
+INLINE void unpack_unit(struct plan plan, const struct chunk *chunk, int tile, int vector,
+                        const uint8_t *codes_end) {
     const int left = chunk->count - tile * plan.columns;
     const uint8_t *codes = chunk->codes + vector * LANES * 4;
     uint8_t *to = bytes_of(plan, chunk, tile, vector);
 
-    prefetch_unit(plan, chunk, tile, vector);
+    prefetch_unit(plan, chunk, tile, vector, codes_end);
     if (plan.bits == 3 && plan.columns == FQ_CPU_STEP) { /* a pair of steps may begin outside */
         const int step = tile + (int)(chunk->span.begin / FQ_CPU_STEP % 2);
 
@@ -180,13 +182,13 @@ INLINE void unpack_unit(struct plan plan, const struct chunk *chunk, int tile, i
 
 /* Unpacks the unit LAG behind this one, of this chunk or, if there is one, the next. */
 INLINE void unpack_ahead(struct plan plan, const struct chunk *chunk, const struct chunk *next,
-                         bool more, int tile, int vector) {
+                         bool more, int tile, int vector, const uint8_t *codes_end) {
     if (vector < VECTORS - LAG)
-        unpack_unit(plan, chunk, tile, vector + LAG);
+        unpack_unit(plan, chunk, tile, vector + LAG, codes_end);
     else if (tile + 1 < chunk->tiles)
-        unpack_unit(plan, chunk, tile + 1, vector + LAG - VECTORS);
+        unpack_unit(plan, chunk, tile + 1, vector + LAG - VECTORS, codes_end);
     else if (more)
-        unpack_unit(plan, next, 0, vector + LAG - VECTORS);
+        unpack_unit(plan, next, 0, vector + LAG - VECTORS, codes_end);
 }
 
 /* 8 bits: B straight from the codes, but for the last columns of K, which a tile would reach
@@ -328,7 +330,7 @@ INLINE void run_block(struct plan plan, const struct block *block, float *values
     sums.values = values;
     configure(plan.a_rows, plan.columns);
     if (plan.bits != 8)
-        UNROLL for (int v = 0; v < LAG; v++) unpack_unit(plan, &next, 0, v);
+        UNROLL for (int v = 0; v < LAG; v++) unpack_unit(plan, &next, 0, v, block->codes_end);
     while (more) {
         const struct chunk chunk = next;
         const int8_t *a = fixed->limbs + chunk.span.begin / plan.columns * fixed->columns_pitch;
@@ -363,9 +365,9 @@ INLINE void run_block(struct plan plan, const struct block *block, float *values
                         if (plan.bits == 8)
                             b = codes_of_8(plan, &chunk, tile, v, &pitch);
                         if (first && plan.bits == 8)
-                            prefetch_unit(plan, &chunk, tile, v);
+                            prefetch_unit(plan, &chunk, tile, v, block->codes_end);
                         else if (first)
-                            unpack_ahead(plan, &chunk, &next, more, tile, v);
+                            unpack_ahead(plan, &chunk, &next, more, tile, v, block->codes_end);
                         multiply(b, pitch, v, tile == 0, plan.bits);
                         if (v < LAG && rest.count)
                             add(plan, block, &rest, c + (VECTORS - LAG + v) * c_rows,
@@ -433,20 +435,25 @@ static void run_any(const struct block *block, int64_t rows, float *values, enum
 }
 
 /* values[operand][rows][64], over part `split` of K. */
-static void run(const struct fq_cpu_job *job, int64_t index, int64_t split, int64_t splits,
-                float *values) {
+static void run(const struct fq_cpu_job *job, int64_t index, int64_t end, int64_t split,
+                int64_t splits, float *values) {
     for (int i = 0; i < job->operands; i++, values += job->rows * FQ_CPU_BLOCK) {
-        const struct block block = block_of(job, i, index, 0, split, splits);
+        const struct block block = block_of(job, i, index, end, 0, split, splits);
 
         run_any(&block, job->rows, values, job->gemm->type);
     }
 }
 
-static void run_whole(const struct fq_cpu_job *job, int64_t index) {
+static void run_whole(const struct fq_cpu_job *job, int64_t index, int64_t end) {
     _Alignas(64) float values[FQ_CPU_OPERANDS * FQ_DECODE_ROWS * FQ_CPU_BLOCK];
 
-    run(job, index, 0, 1, values);
+    run(job, index, end, 0, 1, values);
     FALLBACK.finish(job, index, 0, job->rows, values);
+}
+
+static void run_part(const struct fq_cpu_job *job, int64_t index, int64_t split, int64_t splits,
+                     float *values) {
+    run(job, index, index + 1, split, splits, values);
 }
 
 static void join_parts(const struct fq_cpu_job *job, int64_t index, float *values) {
@@ -454,7 +461,7 @@ static void join_parts(const struct fq_cpu_job *job, int64_t index, float *value
 }
 
 static void decode(const struct fq_cpu_job *job) {
-    fq_cpu_run_blocks(job, run_whole, run, join_parts);
+    fq_cpu_run_blocks(job, run_whole, run_part, join_parts);
 }
 
 /* ---- X ----------------------------------------------------------------------------------- */

@@ -88,7 +88,7 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
     }
     for (int64_t step = begin; step < end; step++, part += share) {
         if (first == 0)
-            prefetch_step(part, share, bits);
+            prefetch_step(block, part, share, bits);
         if (bits == 3 && step % 2)
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
         else

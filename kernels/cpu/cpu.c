@@ -338,8 +338,18 @@ static void run_parts(const struct fq_cpu_job *job, int64_t splits, fq_cpu_part 
 }
 
 /* Shares of a thread's blocks, where there are twice as many: a core that others use, too, leaves
- * some of its own to the rest.  Smaller ones lose what is asked for behind a share's end. */
+ * some of its own to the rest.  Smaller ones lose time at each one's begin, when nothing has been
+ * asked for. */
 #define SHARES 8
+
+static void run_share(const struct fq_cpu_job *job, int64_t share, int64_t shares,
+                      fq_cpu_whole *whole) {
+    const int64_t blocks = job->operand[FQ_CPU_MAIN].weights->blocks;
+    const int64_t end = blocks * (share + 1) / shares;
+
+    for (int64_t block = blocks * share / shares; block < end; block++)
+        whole(job, block, end);
+}
 
 void fq_cpu_run_blocks(const struct fq_cpu_job *job, fq_cpu_whole *whole, fq_cpu_part *part,
                        fq_cpu_join *join) {
@@ -352,14 +362,13 @@ void fq_cpu_run_blocks(const struct fq_cpu_job *job, fq_cpu_whole *whole, fq_cpu
     }
     if (blocks < 2 * SHARES * job->threads) {
 #pragma omp parallel for schedule(static) num_threads(job->threads) if (job->threads > 1)
-        for (int64_t block = 0; block < blocks; block++)
-            whole(job, block);
+        for (int share = 0; share < job->threads; share++)
+            run_share(job, share, job->threads, whole);
         return;
     }
-    const int64_t share = blocks / (SHARES * job->threads);
-#pragma omp parallel for schedule(dynamic, share) num_threads(job->threads) if (job->threads > 1)
-    for (int64_t block = 0; block < blocks; block++)
-        whole(job, block);
+#pragma omp parallel for schedule(dynamic) num_threads(job->threads) if (job->threads > 1)
+    for (int share = 0; share < SHARES * job->threads; share++)
+        run_share(job, share, SHARES * job->threads, whole);
 }
 
 /* Whether all rows of X are in fixed point. */

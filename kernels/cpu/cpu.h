@@ -160,10 +160,11 @@ struct fq_cpu_job {
 /* Floats that one thread needs for a pass of `rows` rows. */
 size_t fq_cpu_scratch_floats(int64_t rows, int operands);
 
-/* A block's rows of Y; or its products over part `split` of K, to part[rows][operands][64], of
+/* A block's rows of Y, the block being one of those up to `end` that a thread takes one after
+ * another; or its products over part `split` of K, to part[rows][operands][64], of
  * which a tile of rows has its own order, and the end of it, where values[] is the sum of all
  * parts. */
-typedef void fq_cpu_whole(const struct fq_cpu_job *job, int64_t block);
+typedef void fq_cpu_whole(const struct fq_cpu_job *job, int64_t block, int64_t end);
 typedef void fq_cpu_part(const struct fq_cpu_job *job, int64_t block, int64_t split, int64_t splits,
                          float *part);
 typedef void fq_cpu_join(const struct fq_cpu_job *job, int64_t block, float *values);

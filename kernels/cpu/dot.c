@@ -13,14 +13,14 @@
 
 /* Asks for what lies behind a step: the pass-th of so many passes over it for its part, so that
  * memory is never idle. */
-INLINE void prefetch_step(const uint8_t *codes, int64_t step, int half, int bits, int pass,
+INLINE void prefetch_step(const struct block *block, int64_t step, int half, int bits, int pass,
                           int passes) {
     const int pitch = FQ_CPU_BLOCK * 4; /* bytes from a word to the next */
     const int words = bits == 3 ? 1 + (half == 0) : bits / 2;
     const int64_t first = bits == 3 ? step / 2 * 3 + half * 2 : step * words;
     const int begin = words * pass / passes, end = words * (pass + 1) / passes;
 
-    prefetch(codes + (first + begin) * pitch, (end - begin) * pitch);
+    prefetch(block->codes + (first + begin) * pitch, (end - begin) * pitch, block->codes_end);
 }
 
 /* ---- The product ------------------------------------------------------------------------- */
@@ -74,10 +74,10 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
     }
     for (int64_t step = span->begin / FQ_CPU_STEP; step < span->end / FQ_CPU_STEP; step++) {
         if (bits == 3 && step % 2) {
-            prefetch_step(block->codes, step, 1, bits, pass, passes);
+            prefetch_step(block, step, 1, bits, pass, passes);
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
         } else {
-            prefetch_step(block->codes, step, 0, bits, pass, passes);
+            prefetch_step(block, step, 0, bits, pass, passes);
             tile_step(block->codes + lane * 4, fixed, step, 0, sum, mr, nv, bits, limbs);
         }
     }

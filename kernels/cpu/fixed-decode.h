@@ -92,21 +92,21 @@ static int next_tile(const struct fq_cpu_job *job, int64_t *row) {
 }
 
 /* values[operand][mr][64]: a tile's products with a block, over part `split` of K. */
-static void run_tile(const struct fq_cpu_job *job, int64_t index, int64_t row, int mr,
+static void run_tile(const struct fq_cpu_job *job, int64_t index, int64_t end, int64_t row, int mr,
                      int64_t split, int64_t splits, float *values) {
     for (int i = 0; i < job->operands; i++) {
-        const struct block block = block_of(job, i, index, row, split, splits);
+        const struct block block = block_of(job, i, index, end, row, split, splits);
 
         tile_for(block.weights->base.info.bits, mr)(&block, values + i * mr * FQ_CPU_BLOCK);
     }
 }
 
-static void decode_block(const struct fq_cpu_job *job, int64_t index) {
+static void decode_block(const struct fq_cpu_job *job, int64_t index, int64_t end) {
     _Alignas(64) float values[FQ_CPU_OPERANDS * MR * FQ_CPU_BLOCK];
     int mr;
 
     for (int64_t row = 0; (mr = next_tile(job, &row)); row += mr) {
-        run_tile(job, index, row, mr, 0, 1, values);
+        run_tile(job, index, end, row, mr, 0, 1, values);
         FALLBACK.finish(job, index, row, mr, values);
     }
 }
@@ -117,7 +117,8 @@ static void decode_part(const struct fq_cpu_job *job, int64_t index, int64_t spl
     int mr;
 
     for (int64_t row = 0; (mr = next_tile(job, &row)); row += mr)
-        run_tile(job, index, row, mr, split, splits, part + row * job->operands * FQ_CPU_BLOCK);
+        run_tile(job, index, index + 1, row, mr, split, splits,
+                 part + row * job->operands * FQ_CPU_BLOCK);
 }
 
 static void join_parts(const struct fq_cpu_job *job, int64_t index, float *values) {

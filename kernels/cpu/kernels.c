@@ -308,7 +308,8 @@ static void run_tile(const struct fq_cpu_job *job, int64_t block, int64_t row, i
     }
 }
 
-static void decode_block(const struct fq_cpu_job *job, int64_t block) {
+static void decode_block(const struct fq_cpu_job *job, int64_t block, int64_t end) {
+    (void)end;
     for (int64_t row = 0; row < job->rows;) {
         const int mr = tile_rows(job, row);
         float values[FQ_CPU_OPERANDS * MR * FQ_CPU_BLOCK];
