@@ -248,7 +248,7 @@ static inline bool fq_cpu_wants_tiles(const struct fq_cpu_weights *weights, int6
         return weights->base.info.bits != 4 && limbs >= 64;
     if (columns < FQ_CPU_TILE)
         return limbs >= 16;
-    return limbs >= (weights->base.info.bits == 8 ? 4 : 6);
+    return limbs >= (weights->base.info.bits == 8 ? 4 : 8);
 }
 
 extern const struct fq_cpu_kernels fq_cpu_generic;
