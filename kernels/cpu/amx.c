@@ -129,10 +129,11 @@ struct plan {
 /* Columns that share a scale, and where B of them is. */
 struct chunk {
     struct fq_cpu_span span;
-    int limbs;            /* in use */
-    int count, tiles;     /* columns, and tiles of them; the last may reach beyond */
-    const uint8_t *codes; /* of the first step; 3 bits: of the first pair of steps */
-    uint8_t *bytes;       /* [tiles][VECTORS][columns / 4][64]: unpacked, or copied */
+    int limbs;                /* in use */
+    int count, tiles;         /* columns, and tiles of them; the last may reach beyond */
+    const uint8_t *codes;     /* of the first step; 3 bits: of the first pair of steps */
+    const uint8_t *codes_end; /* as of a block */
+    uint8_t *bytes;           /* [tiles][VECTORS][columns / 4][64]: unpacked, or copied */
 };
 
 INLINE uint8_t *bytes_of(struct plan plan, const struct chunk *chunk, int tile, int vector) {
@@ -140,13 +141,12 @@ INLINE uint8_t *bytes_of(struct plan plan, const struct chunk *chunk, int tile, 
 }
 
 /* Asks for what lies behind a tile: each vector for its part, in whole turns. */
-INLINE void prefetch_unit(struct plan plan, const struct chunk *chunk, int tile, int vector,
-                          const uint8_t *codes_end) {
+INLINE void prefetch_unit(struct plan plan, const struct chunk *chunk, int tile, int vector) {
     const int part = plan.columns * LANES * plan.bits / 8;
     const int begin = (vector * part + TURN - 1) / TURN * TURN;
     const int end = ((vector + 1) * part + TURN - 1) / TURN * TURN;
 
-    prefetch(chunk->codes + tile * VECTORS * part + begin, end - begin, codes_end);
+    prefetch(chunk->codes + tile * VECTORS * part + begin, end - begin, chunk->codes_end);
 }
 
 INLINE void unpack_step(struct plan plan, const uint8_t *codes, int step, int half, uint8_t *to) {
@@ -156,13 +156,12 @@ INLINE void unpack_step(struct plan plan, const uint8_t *codes, int step, int ha
 
 /* A unit's codes to bytes.  Behind the last columns of K bytes stay what they were: X is zero
  * there. */
-INLINE void unpack_unit(struct plan plan, const struct chunk *chunk, int tile, int vector,
-                        const uint8_t *codes_end) {
+INLINE void unpack_unit(struct plan plan, const struct chunk *chunk, int tile, int vector) {
     const int left = chunk->count - tile * plan.columns;
     const uint8_t *codes = chunk->codes + vector * LANES * 4;
     uint8_t *to = bytes_of(plan, chunk, tile, vector);
 
-    prefetch_unit(plan, chunk, tile, vector, codes_end);
+    prefetch_unit(plan, chunk, tile, vector);
     if (plan.bits == 3 && plan.columns == FQ_CPU_STEP) { /* a pair of steps may begin outside */
         const int step = tile + (int)(chunk->span.begin / FQ_CPU_STEP % 2);
 
@@ -182,13 +181,13 @@ INLINE void unpack_unit(struct plan plan, const struct chunk *chunk, int tile, i
 
 /* Unpacks the unit LAG behind this one, of this chunk or, if there is one, the next. */
 INLINE void unpack_ahead(struct plan plan, const struct chunk *chunk, const struct chunk *next,
-                         bool more, int tile, int vector, const uint8_t *codes_end) {
+                         bool more, int tile, int vector) {
     if (vector < VECTORS - LAG)
-        unpack_unit(plan, chunk, tile, vector + LAG, codes_end);
+        unpack_unit(plan, chunk, tile, vector + LAG);
     else if (tile + 1 < chunk->tiles)
-        unpack_unit(plan, chunk, tile + 1, vector + LAG - VECTORS, codes_end);
+        unpack_unit(plan, chunk, tile + 1, vector + LAG - VECTORS);
     else if (more)
-        unpack_unit(plan, next, 0, vector + LAG - VECTORS, codes_end);
+        unpack_unit(plan, next, 0, vector + LAG - VECTORS);
 }
 
 /* 8 bits: B straight from the codes, but for the last columns of K, which a tile would reach
@@ -318,7 +317,7 @@ INLINE void run_block(struct plan plan, const struct block *block, float *values
     const int c_rows = (plan.limbs ? 1 : 2) * FQ_CPU_TILE_ROWS; /* of a vector */
     const struct fq_cpu_fixed *fixed = block->fixed;
     struct sums sums;
-    struct chunk next = {.bytes = bytes[0]};
+    struct chunk next = {.codes_end = block->codes_end, .bytes = bytes[0]};
     struct batch rest = {0}; /* whose last LAG vectors are still in C */
     bool more = next_chunk(plan, block, &next);
 
@@ -330,7 +329,7 @@ INLINE void run_block(struct plan plan, const struct block *block, float *values
     sums.values = values;
     configure(plan.a_rows, plan.columns);
     if (plan.bits != 8)
-        UNROLL for (int v = 0; v < LAG; v++) unpack_unit(plan, &next, 0, v, block->codes_end);
+        UNROLL for (int v = 0; v < LAG; v++) unpack_unit(plan, &next, 0, v);
     while (more) {
         const struct chunk chunk = next;
         const int8_t *a = fixed->limbs + chunk.span.begin / plan.columns * fixed->columns_pitch;
@@ -365,9 +364,9 @@ INLINE void run_block(struct plan plan, const struct block *block, float *values
                         if (plan.bits == 8)
                             b = codes_of_8(plan, &chunk, tile, v, &pitch);
                         if (first && plan.bits == 8)
-                            prefetch_unit(plan, &chunk, tile, v, block->codes_end);
+                            prefetch_unit(plan, &chunk, tile, v);
                         else if (first)
-                            unpack_ahead(plan, &chunk, &next, more, tile, v, block->codes_end);
+                            unpack_ahead(plan, &chunk, &next, more, tile, v);
                         multiply(b, pitch, v, tile == 0, plan.bits);
                         if (v < LAG && rest.count)
                             add(plan, block, &rest, c + (VECTORS - LAG + v) * c_rows,
