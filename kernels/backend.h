@@ -48,8 +48,8 @@ struct fq_device_info {
     char backend[16];      /* "reference", "cpu" or "cuda" */
     char name[128];        /* "NVIDIA H200", or the processor's model name */
     char uuid[48];         /* "GPU-xxxxxxxx-...", or "" where the device has none */
-    char kernels[32];      /* what runs: "sm_90", "amx", "avx512bf16", "avx512vnni", "avx512",
-                              "avxvnni", "avx2" or "generic" */
+    char kernels[32];      /* what runs: "sm_90", "amx", "avx512bf16", "avx512gfni",
+                              "avx512vnni", "avx512", "avxvnni", "avx2" or "generic" */
     int threads;           /* host threads a GEMM uses; 1 for cuda */
     bool device_memory;    /* FQ_MEMORY_DEVICE works */
     bool f32_activations;  /* FQ_F32 works */

@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 # libfqkernels: the interface, and behind it one library an instruction set.
-# The unrolled tiles take minutes to compile at -O3 with sanitizers.
-if SANITIZERS
-KERNEL_OPT = -O1
-else
-KERNEL_OPT = -O3
-endif
 noinst_LTLIBRARIES += libfqkernels.la libfqcpu_generic.la
 libfqkernels_la_SOURCES = kernels/backend.c kernels/backend.h kernels/backend-impl.h \
 	kernels/matrix.c kernels/matrix.h kernels/synthetic.c kernels/synthetic.h kernels/host.c \
@@ -15,26 +9,28 @@ libfqkernels_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 libfqkernels_la_LIBADD = libfqbase.la libfqcpu_generic.la
 libfqcpu_generic_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_generic_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=generic
-libfqcpu_generic_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -Wno-psabi
+libfqcpu_generic_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -Wno-psabi
 if CPU_X86
 noinst_LTLIBRARIES += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512.la \
-	libfqcpu_avx512vnni.la libfqcpu_avx512bf16.la
+	libfqcpu_avx512vnni.la libfqcpu_avx512gfni.la libfqcpu_avx512bf16.la
 libfqkernels_la_LIBADD += libfqcpu_avx2.la libfqcpu_avx2_float.la libfqcpu_avx512bf16.la \
-	libfqcpu_avx512vnni.la libfqcpu_avx512.la
+	libfqcpu_avx512gfni.la libfqcpu_avx512vnni.la libfqcpu_avx512.la
 libfqcpu_avx2_la_SOURCES = kernels/cpu/words.c kernels/cpu/words-fixed.c kernels/cpu/fixed-decode.h \
 	kernels/cpu/block.h kernels/cpu/fixed.h kernels/cpu/avx2.h kernels/cpu/fixed-avx2.h
-libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx2 -mfma -mf16c
+libfqcpu_avx2_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -mavx2 -mfma -mf16c
 libfqcpu_avx2_float_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx2_float_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx2_float
 libfqcpu_avx2_float_la_CFLAGS = $(libfqcpu_avx2_la_CFLAGS)
 libfqcpu_avx512_la_SOURCES = kernels/cpu/kernels.c
 libfqcpu_avx512_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_CPU_ISA=avx512
-libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
+libfqcpu_avx512_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
 libfqcpu_avx512vnni_la_SOURCES = kernels/cpu/dot.c kernels/cpu/dot.h kernels/cpu/fixed.c \
 	kernels/cpu/fixed-decode.h kernels/cpu/block.h kernels/cpu/fixed.h
-libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(KERNEL_OPT) -mavx512f -mavx512bw \
+libfqcpu_avx512vnni_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) -mavx512f -mavx512bw \
 	-mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+libfqcpu_avx512gfni_la_SOURCES = kernels/cpu/dot.c
+libfqcpu_avx512gfni_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS) -mgfni
 libfqcpu_avx512bf16_la_SOURCES = kernels/cpu/bf16.c
 libfqcpu_avx512bf16_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS) -mavx512bf16
 endif
@@ -48,7 +44,7 @@ if CPU_AMX
 noinst_LTLIBRARIES += libfqcpu_amx.la
 libfqkernels_la_LIBADD += libfqcpu_amx.la
 libfqcpu_amx_la_SOURCES = kernels/cpu/amx.c kernels/cpu/dot.h kernels/cpu/block.h
-libfqcpu_amx_la_CFLAGS = $(libfqcpu_avx512vnni_la_CFLAGS)
+libfqcpu_amx_la_CFLAGS = $(libfqcpu_avx512gfni_la_CFLAGS)
 endif
 # The CUDA sources go into every tarball, whether or not this build compiles them.
 EXTRA_DIST += kernels/cuda/NOTES.md

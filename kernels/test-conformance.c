@@ -398,8 +398,8 @@ static int add_target(struct target *targets, size_t *count, const char *backend
 }
 
 static int find_targets(const char *wanted, struct target *targets, size_t *count) {
-    static const char *const sets[] = {"amx",     "avx512bf16", "avx512vnni", "avx512",
-                                       "avxvnni", "avx2",       "generic"};
+    static const char *const sets[] = {"amx",    "avx512bf16", "avx512gfni", "avx512vnni",
+                                       "avx512", "avxvnni",    "avx2",       "generic"};
     bool known = false;
     int status = 0;
 

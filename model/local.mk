@@ -19,7 +19,7 @@ libfqmodel_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 libfqmodel_la_LIBADD = libfqkernels.la libfqbase.la $(JANSSON_LIBS) $(PCRE2_LIBS) \
 	libfqquantize_generic.la
 # The quantizer's inner loops, once an instruction set.  No contraction: all sets agree bit for bit.
-QUANTIZE_CFLAGS = $(AM_CFLAGS) $(KERNEL_OPT) -ffp-contract=off -fno-math-errno -fno-trapping-math
+QUANTIZE_CFLAGS = $(AM_CFLAGS) -ffp-contract=off -fno-math-errno -fno-trapping-math
 noinst_LTLIBRARIES += libfqquantize_generic.la
 libfqquantize_generic_la_SOURCES = model/quantize-kernel.c
 libfqquantize_generic_la_CPPFLAGS = $(AM_CPPFLAGS) -DFQ_QUANTIZE_ISA=generic

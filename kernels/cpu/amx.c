@@ -140,13 +140,15 @@ INLINE uint8_t *bytes_of(struct plan plan, const struct chunk *chunk, int tile, 
     return chunk->bytes + (tile * VECTORS + vector) * plan.columns * LANES;
 }
 
+#define PAGES 4 /* that are asked for in turn */
+
 /* Asks for what lies behind a tile: each vector for its part, in whole turns. */
 INLINE void prefetch_unit(struct plan plan, const struct chunk *chunk, int tile, int vector) {
     const int part = plan.columns * LANES * plan.bits / 8;
-    const int begin = (vector * part + TURN - 1) / TURN * TURN;
-    const int end = ((vector + 1) * part + TURN - 1) / TURN * TURN;
+    const int begin = (vector * part + turn(PAGES) - 1) / turn(PAGES) * turn(PAGES);
+    const int end = ((vector + 1) * part + turn(PAGES) - 1) / turn(PAGES) * turn(PAGES);
 
-    prefetch(chunk->codes + tile * VECTORS * part + begin, end - begin, chunk->codes_end);
+    prefetch(chunk->codes + tile * VECTORS * part + begin, end - begin, chunk->codes_end, PAGES);
 }
 
 INLINE void unpack_step(struct plan plan, const uint8_t *codes, int step, int half, uint8_t *to) {
@@ -481,5 +483,5 @@ const struct fq_cpu_kernels fq_cpu_amx = {
     .to_f32 = to_f32,
     .to_fixed = to_fixed,
     .limb_bytes = FQ_CPU_LIMBS,
-    .few = &fq_cpu_avx512vnni,
+    .few = &fq_cpu_avx512gfni,
 };

@@ -96,15 +96,6 @@ INLINE const uint8_t *part_of(const struct block *block, int64_t begin, int64_t 
     return block->codes + begin + bytes * lane / FQ_CPU_BLOCK;
 }
 
-/* Asks ahead for so many bytes of a part.  3 bits, which wait for arithmetic: one line after the
- * other, since GCC 12 keeps fewer sums in registers beside a branch. */
-INLINE void prefetch_step(const struct block *block, const uint8_t *part, int bytes, int bits) {
-    if (bits != 3)
-        prefetch(part, bytes, block->codes_end);
-    else
-        UNROLL for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(part + PAGE + i);
-}
-
 /* values += part · unit, and part = 0: the end of a segment. */
 INLINE void end_segment(const struct block *block, int64_t segment, float *part, float *values,
                         int mr) {

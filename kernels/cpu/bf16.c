@@ -118,7 +118,7 @@ static void panel_bf16(const struct fq_cpu_job *job) {
 }
 
 static void decode(const struct fq_cpu_job *job) {
-    fq_cpu_avx512vnni.decode(job);
+    fq_cpu_byte_products()->decode(job);
 }
 
 static void panel(const struct fq_cpu_job *job) {

@@ -20,26 +20,31 @@ struct block {
     int64_t begin, end;               /* columns, rounded up to whole segments */
 };
 
-/* Codes are asked for before their use a line of each of PAGES pages in turn.  A processor reads
- * ahead by itself where lines of a page are asked for in their order, but not beyond the page: so
- * it reads four at the same time. */
-#define LINE   64
-#define PAGE   4096
-#define PAGES  4
-#define WINDOW (PAGE * PAGES)
-#define TURN   (LINE * PAGES) /* bytes, for which a line of each page is asked for */
+#define LINE 64
+#define PAGE 4096
 
-/* For so many bytes of codes, less than a turn or whole turns, as many lines of the window behind
- * theirs, unless it is behind `end`: who takes all bytes of a window, part by part, asks for each
- * line of the next one. */
-INLINE void prefetch(const uint8_t *codes, int bytes, const uint8_t *end) {
-    const uintptr_t at = (uintptr_t)codes % WINDOW;
-    const uint8_t *next = codes - at + WINDOW, *line = next + at / PAGES;
+/* Bytes of codes for which a line of each of so many pages is asked for. */
+INLINE int turn(int pages) {
+    return pages * LINE;
+}
 
-    if ((bytes < TURN && at % TURN >= (uintptr_t)bytes) || next >= end)
+/* Codes are asked for before their use: a page ahead, line after line, or a line of each of four
+ * pages in turn, of the four behind those in use.  Intel's processors read ahead by themselves
+ * where lines of a page are asked for in their order, but not beyond the page: in turns they read
+ * four at the same time.  AMD's are slower so (NOTES.md).
+ *
+ * For so many bytes of codes, as many lines; pages: 1 or 4, and with 4 the bytes are less than a
+ * turn or whole turns, and nothing is asked for in a window that begins behind `end`. */
+INLINE void prefetch(const uint8_t *codes, int bytes, const uint8_t *end, int pages) {
+    const uintptr_t window = (uintptr_t)(pages * PAGE), at = (uintptr_t)codes % window;
+    const uint8_t *next = codes - at + window, *line = next + at / (uintptr_t)pages;
+
+    if (pages > 1 &&
+        ((bytes < turn(pages) && at % (uintptr_t)turn(pages) >= (uintptr_t)bytes) || next >= end))
         return;
-    UNROLL for (int i = 0; i < bytes; i += TURN) UNROLL for (int page = 0; page < PAGES; page++)
-        __builtin_prefetch(line + i / PAGES + page * PAGE);
+    UNROLL for (int i = 0; i < bytes; i += turn(pages))
+        UNROLL for (int page = 0; page < pages; page++)
+            __builtin_prefetch(line + i / pages + page * PAGE);
 }
 
 /* A GEMM's operand i: block `index` of it, one of those up to `end` that a thread takes one after

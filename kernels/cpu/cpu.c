@@ -4,8 +4,8 @@
  * fp32 once a call, and splits large M into passes.  A GEMM runs in the caller,
  * with OpenMP threads beside it.
  *
- * FINEQUANT_CPU_KERNELS=generic|avx2|avxvnni|avx512|avx512vnni|avx512bf16|amx takes a lesser set
- * than the best, to test it or to work round a processor.
+ * FINEQUANT_CPU_KERNELS=generic|avx2|avxvnni|avx512|avx512vnni|avx512gfni|avx512bf16|amx takes a
+ * lesser set than the best, to test it or to work round a processor.
  */
 #ifdef HAVE_CONFIG_H
 #include <config.h>
@@ -30,12 +30,14 @@ size_t fq_cpu_scratch_floats(int64_t rows, int operands) {
 static bool runs_here(const struct fq_cpu_kernels *kernels) {
 #ifdef FQ_CPU_AMX
     if (kernels == &fq_cpu_amx)
-        return runs_here(&fq_cpu_avx512vnni) && __builtin_cpu_supports("amx-int8") &&
+        return runs_here(&fq_cpu_avx512gfni) && __builtin_cpu_supports("amx-int8") &&
                fq_cpu_amx_allowed();
 #endif
 #ifdef FQ_CPU_X86
     if (kernels == &fq_cpu_avx512bf16)
         return runs_here(&fq_cpu_avx512vnni) && __builtin_cpu_supports("avx512bf16");
+    if (kernels == &fq_cpu_avx512gfni)
+        return runs_here(&fq_cpu_avx512vnni) && __builtin_cpu_supports("gfni");
     if (kernels == &fq_cpu_avx512vnni)
         return runs_here(&fq_cpu_avx512) && __builtin_cpu_supports("avx512vnni");
     if (kernels == &fq_cpu_avx512)
@@ -53,13 +55,20 @@ static bool runs_here(const struct fq_cpu_kernels *kernels) {
     return kernels == &fq_cpu_generic;
 }
 
+#ifdef FQ_CPU_X86
+const struct fq_cpu_kernels *fq_cpu_byte_products(void) {
+    return __builtin_cpu_is("intel") && runs_here(&fq_cpu_avx512gfni) ? &fq_cpu_avx512gfni
+                                                                      : &fq_cpu_avx512vnni;
+}
+#endif
+
 static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *err) {
     static const struct fq_cpu_kernels *const best_first[] = {
 #ifdef FQ_CPU_AMX
         &fq_cpu_amx,
 #endif
 #ifdef FQ_CPU_X86
-        &fq_cpu_avx512bf16, &fq_cpu_avx512vnni, &fq_cpu_avx512,
+        &fq_cpu_avx512bf16, &fq_cpu_avx512gfni, &fq_cpu_avx512vnni, &fq_cpu_avx512,
 #ifdef FQ_CPU_AVXVNNI
         &fq_cpu_avxvnni,
 #endif
@@ -80,8 +89,8 @@ static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *er
                            wanted);
     }
     return fq_fail(err, FQ_INVALID,
-                   "FINEQUANT_CPU_KERNELS=%s, allowed are amx, avx512bf16, avx512vnni, avx512, "
-                   "avxvnni, avx2 and generic",
+                   "FINEQUANT_CPU_KERNELS=%s, allowed are amx, avx512bf16, avx512gfni, avx512vnni, "
+                   "avx512, avxvnni, avx2 and generic",
                    wanted);
 }
 

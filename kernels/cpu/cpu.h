@@ -257,8 +257,12 @@ extern const struct fq_cpu_kernels fq_cpu_avx2_float; /* what avx2 and avxvnni b
 extern const struct fq_cpu_kernels fq_cpu_avxvnni;
 extern const struct fq_cpu_kernels fq_cpu_avx512;
 extern const struct fq_cpu_kernels fq_cpu_avx512vnni;
+extern const struct fq_cpu_kernels fq_cpu_avx512gfni;
 extern const struct fq_cpu_kernels fq_cpu_avx512bf16;
 extern const struct fq_cpu_kernels fq_cpu_amx;
+
+/* The faster here of avx512vnni and avx512gfni, whose results are the same. */
+const struct fq_cpu_kernels *fq_cpu_byte_products(void);
 
 /* Asks the kernel for AMX's registers, which a process has not got unasked. */
 bool fq_cpu_amx_allowed(void);

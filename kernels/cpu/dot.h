@@ -27,6 +27,35 @@ INLINE __m512i load(const uint8_t *codes) {
     return _mm512_load_si512(codes);
 }
 
+#ifdef __GFNI__
+/* Bits of each byte of codes to where they belong in a code, and the sign flipped: bit i of the
+ * result is the byte's bit `from[i]`, or none of it, −1, XOR bit i of `flip`. */
+#define BITS(codes, flip, from0, from1, from2, from3)                                              \
+    _mm512_gf2p8affine_epi64_epi8(                                                                 \
+        codes, _mm512_set1_epi64(ROW(from0, 7) | ROW(from1, 6) | ROW(from2, 5) | ROW(from3, 4)),   \
+        flip)
+#define ROW(bit, byte) ((bit) < 0 ? 0 : (long long)(1ULL << ((bit)&7) << (8 * (byte))))
+
+/* A byte's second code. */
+INLINE __m512i second_code(__m512i words, int bits) {
+    return bits == 4 ? BITS(words, 8, 4, 5, 6, 7) : BITS(words, 4, 3, 4, 5, -1);
+}
+
+/* The codes of 3 bits whose bits the upper two of each byte of three words are. */
+INLINE __m512i first_of_fourth(const uint8_t *codes, int pitch) {
+    return _mm512_xor_si512(BITS(load(codes), 4, 6, 7, -1, -1),
+                            BITS(load(codes + pitch), 0, -1, -1, 6, -1));
+}
+
+INLINE __m512i second_of_fourth(const uint8_t *codes, int pitch) {
+    return _mm512_xor_si512(BITS(load(codes + pitch), 4, 7, -1, -1, -1),
+                            BITS(load(codes + 2 * pitch), 0, -1, 6, 7, -1));
+}
+#else
+INLINE __m512i second_code(__m512i words, int bits) {
+    return unsigned_code(_mm512_srli_epi32(words, (unsigned)bits), bits);
+}
+
 /* The fourth word of 3 bits, which three are; its bytes' upper two bits are anything. */
 INLINE __m512i fourth_of_three(const uint8_t *codes, int pitch) {
     const __m512i first = _mm512_srli_epi32(load(codes), 6);
@@ -38,6 +67,15 @@ INLINE __m512i fourth_of_three(const uint8_t *codes, int pitch) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), two, third, 0xca);
 }
 
+INLINE __m512i first_of_fourth(const uint8_t *codes, int pitch) {
+    return unsigned_code(fourth_of_three(codes, pitch), 3);
+}
+
+INLINE __m512i second_of_fourth(const uint8_t *codes, int pitch) {
+    return second_code(fourth_of_three(codes, pitch), 3);
+}
+#endif
+
 /* Columns 4·i to 4·i + 3 of a step for 16 rows; 3 bits: `half` is which step of a pair it is. */
 INLINE __m512i unpack(const uint8_t *codes, int64_t step, int half, int i, int bits) {
     const int pitch = FQ_CPU_BLOCK * 4; /* bytes from a word to the next */
@@ -45,13 +83,15 @@ INLINE __m512i unpack(const uint8_t *codes, int64_t step, int half, int i, int b
 
     if (bits == 8)
         return unsigned_code(load(codes + (step * 4 + i) * pitch), 8);
+    if (bits == 3 && half && i >= 2) {
+        codes += step / 2 * 3 * pitch;
+        return i == 2 ? first_of_fourth(codes, pitch) : second_of_fourth(codes, pitch);
+    }
     if (bits == 4)
         words = load(codes + (step * 2 + i / 2) * pitch);
-    else if (half && i >= 2)
-        words = fourth_of_three(codes + step / 2 * 3 * pitch, pitch);
     else
         words = load(codes + (step / 2 * 3 + half * 2 + i / 2) * pitch);
-    return unsigned_code(i % 2 ? _mm512_srli_epi32(words, (unsigned)bits) : words, bits);
+    return i % 2 ? second_code(words, bits) : unsigned_code(words, bits);
 }
 
 INLINE __m512 scale_of(const uint16_t *scales, enum fq_dtype type) {

@@ -101,7 +101,7 @@ INLINE void tile_part(const struct block *block, const struct fq_cpu_span *span,
         UNROLL for (int l = 0; l < limbs; l++) sum[m][v][l] =
             _mm256_set1_epi32(fixed[m].chunks[span->chunks - 1].offset[l]);
     for (int64_t step = begin; step < end; step++, part += share) {
-        prefetch_step(block, part, share, bits);
+        prefetch(part, share, block->codes_end, 1);
         if (bits == 3 && step % 2)
             tile_step(block->codes + lane * 4, fixed, step, 1, sum, mr, nv, bits, limbs);
         else
