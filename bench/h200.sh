@@ -1,17 +1,17 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Measures what bench/results/kernels-h200.csv, clocks-h200.csv, model-h200.csv, counters-h200.csv and
-# floors-h200.csv hold, in a folder that tests/gpu/stage.sh filled, on a machine with one H200:
+# Measures what bench/results/kernels-h200.csv, clocks-h200.csv, model-h200.csv, counters-h200.csv,
+# floors-h200.csv and loading-h200.csv hold, in a folder that tests/gpu/stage.sh filled, on a machine with one H200:
 #
 #     h200.sh PART OUTPUT_FOLDER
 #
-# A part is decode, prefill, groups, curve, chain, model, counters or floors and takes about a minute;
-# each writes files of its own.  "h200.sh join OUTPUT_FOLDER" then makes the first three tables of them.
+# A part is decode, prefill, groups, curve, chain, model, counters, floors or loading and takes about
+# a minute; each writes files of its own.  "h200.sh join OUTPUT_FOLDER" then makes the first three tables of them.
 # CUBLAS names the library where the loader does not find it.  counters wants ncu.
 set -eu
 if [ $# -ne 2 ]; then
-    echo "usage: h200.sh decode|prefill|groups|curve|chain|model|counters|floors|join OUTPUT_FOLDER" >&2
+    echo "usage: h200.sh decode|prefill|groups|curve|chain|model|counters|floors|loading|join OUTPUT_FOLDER" >&2
     exit 2
 fi
 mkdir -p "$2"
@@ -128,6 +128,13 @@ floors)
         bin/floors
     } >"$out/floors-h200.csv"
     cat "$out/floors-h200.csv"
+    ;;
+loading)
+    {
+        echo "# 16384 rows of 16384 columns; mib: bytes read; h200.sh loading"
+        bin/loading
+    } >"$out/loading-h200.csv"
+    cat "$out/loading-h200.csv"
     ;;
 join)
     for table in kernels clocks model; do

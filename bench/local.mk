@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # On a GPU machine, see tests/gpu/stage.sh: what fills results/*-h200.csv.
 EXTRA_DIST += bench/cpu.sh bench/summary-cpu.py bench/goals.py bench/multiplier.c
-EXTRA_DIST += bench/floors.c bench/floors-kernels.cu bench/floors.h bench/results/floors-h200.csv \
+EXTRA_DIST += bench/floors.c bench/floors-kernels.cu bench/floors.h bench/loading.c bench/results/floors-h200.csv \
 	bench/results/clocks-h200.csv
 if HAVE_CUDA
 noinst_LTLIBRARIES += libfqfloors.la
 libfqfloors_la_SOURCES = bench/floors-kernels.cu bench/floors.h
-check_PROGRAMS += bench/floors
+check_PROGRAMS += bench/floors bench/loading
 bench_floors_SOURCES = bench/floors.c
 bench_floors_LDADD = libfqfloors.la $(CUDA_LIBS)
+bench_loading_SOURCES = bench/loading.c
+bench_loading_LDADD = libfqkernels.la $(OPENMP_CFLAGS)
 endif
 EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py bench/kernels-cpu.svg \
 	bench/kernels-h200.svg bench/results/model-h200.csv

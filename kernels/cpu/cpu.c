@@ -13,7 +13,6 @@
 
 #include "cpu.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,16 +93,6 @@ static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *er
                    wanted);
 }
 
-static int usable_threads(void) {
-#ifdef _OPENMP
-    cpu_set_t set;
-
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        return CPU_COUNT(&set);
-#endif
-    return 1;
-}
-
 static int cpu_open(const struct fq_backend_options *options, struct fq_backend **out,
                     struct fq_error *err) {
     const struct fq_cpu_kernels *kernels;
@@ -116,7 +105,7 @@ static int cpu_open(const struct fq_backend_options *options, struct fq_backend 
         return fq_fail(err, FQ_NO_MEMORY, "no memory");
     backend->base.ops = &fq_cpu_ops;
     backend->kernels = kernels;
-    backend->threads = options->threads ? options->threads : usable_threads();
+    backend->threads = options->threads ? options->threads : fq_host_threads();
     *out = &backend->base;
     return 0;
 }

@@ -31,7 +31,7 @@ struct fq_cuda_slab {
 };
 
 /* The staging area of loads: while one half is filled by the host, the other travels. */
-#define FQ_CUDA_PIECE_BYTES ((uint64_t)4 << 20)
+#define FQ_CUDA_PIECE_BYTES ((uint64_t)16 << 20)
 
 struct fq_cuda_loader {
     uint8_t *host[2];     /* page-locked, FQ_CUDA_PIECE_BYTES each; NULL until the first load */

@@ -8,93 +8,211 @@
 
 #include <cuda_fp16.h>
 
-/* Code `column` (counted from the piece's first) of one of the piece's rows. */
-template <int BITS>
-static __device__ __forceinline__ uint32_t code_at(const uint32_t *row, int column) {
-    int bit = column * BITS, shift = bit & 31;
-    uint32_t code = row[bit >> 5] >> shift;
+#define TILES  2  /* of a CTA of prepack_codes */
+#define GROUPS 32 /* of a CTA of prepack_groups */
 
-    if (32 % BITS && shift + BITS > 32)
-        code |= row[(bit >> 5) + 1] << (32 - shift);
-    return code & ((1u << BITS) - 1);
+static __host__ __device__ unsigned chunks(int count, int each) {
+    return (unsigned)((count + each - 1) / each);
 }
 
-/* Puts code a(i) of a step into a lane's words: what fragment() in dequant.cuh takes apart. */
+/*
+ * A warp packs a quarter of a tile.  Lane L (g = L / 4, t = L % 4) reads step t of rows g and g +
+ * 8, 16 codes each, sorts them by the lane that owns them (t of layout.h), and the four lanes of a
+ * g then exchange what is one another's.
+ */
 template <int BITS>
-static __device__ __forceinline__ void put_code(uint32_t (&words)[BITS], int step, int i,
-                                                uint32_t code) {
-    int pair = i >> 1, half = 16 * (i & 1);
+constexpr int STEP_WORDS = BITS == 8 ? 4 : 2; /* of a row; 3 bits: one and a half */
+template <int BITS> constexpr int OWN_WORDS = BITS == 8 ? 2 : 1; /* of an owner in a step */
 
-    if (BITS == 8) {
-        words[2 * step + pair / 2] |= code << (half + 8 * (pair % 2));
-    } else if (BITS == 4) {
-        words[step] |= code << (half + 4 * pair);
-    } else if (step * 4 + pair < 15) {
-        words[(step * 4 + pair) / 5] |= code << (half + 3 * ((step * 4 + pair) % 5));
+/* Bytes of two words, as PRMT takes them. */
+static __device__ __forceinline__ uint32_t bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    return __byte_perm(low, high, selector);
+}
+
+/* The words of step `step` from a row's tile, of which `left` bits, perhaps more, are codes of the
+ * matrix: zeros for the rest.  3 bits: 8 codes in the lower 24 bits of each. */
+template <int BITS>
+static __device__ __forceinline__ void load_step(uint32_t (&words)[STEP_WORDS<BITS>],
+                                                 const uint32_t *tile, int step, int left) {
+    const int first = step * FQ_CUDA_STEP * BITS / 32;
+
+    if (left >= FQ_CUDA_TILE * BITS) {
+#pragma unroll
+        for (int i = 0; i < STEP_WORDS<BITS>; i++)
+            words[i] = tile[first + i];
     } else {
 #pragma unroll
-        for (int bit = 0; bit < 3; bit++)
-            words[bit] |= (code >> bit & 1) << (half + 15);
+        for (int i = 0; i < STEP_WORDS<BITS>; i++) {
+            int valid = left - 32 * (first + i);
+
+            words[i] = valid <= 0 ? 0 : tile[first + i];
+            if (valid > 0 && valid < 32)
+                words[i] &= (1u << valid) - 1;
+        }
+    }
+    if (BITS == 3) { /* 48 bits, of which an odd step's begin in the middle of a word */
+        uint64_t codes = ((uint64_t)words[1] << 32 | words[0]) >> (step % 2 * 16);
+
+        words[0] = (uint32_t)codes & 0xffffff;
+        words[1] = (uint32_t)(codes >> 24) & 0xffffff;
     }
 }
 
-/* One warp a quarter of a tile; the piece's units are tiles. */
+/* Of a step's 8 codes of 3 bits of one row: code 2t at bit 3t of the lower half, 2t + 1 of the
+ * upper. */
+static __device__ __forceinline__ uint32_t part_by_three(uint32_t codes) {
+    /* the middle two of each four change places */
+    uint32_t x = (codes & 0xe07e07u) | (codes >> 3 & 0x038038u) | (codes << 3 & 0x1c01c0u);
+
+    return (x & 0x3fu) | (x >> 6 & 0xfc0u) | (x << 10 & 0x3f0000u) | (x << 4 & 0xfc00000u);
+}
+
+/* Fields of two words' halves change places: those of `mask` stay in a, those `shift` above in b.
+ */
+static __device__ __forceinline__ void swap_fields(uint32_t &a, uint32_t &b, uint32_t mask,
+                                                   int shift) {
+    uint32_t above = mask << shift, was = a;
+
+    a = (a & mask) | (b << shift & above);
+    b = (was >> shift & mask) | (b & above);
+}
+
+/* A step's codes of two rows, by the lane t that owns them: 8 and 4 bits as they are stored; 3 bits
+ * pair p at bit 3p of each half. */
 template <int BITS>
-static __global__ void prepack_codes(fq_cuda_matrix matrix, fq_cuda_piece piece, uint32_t *out) {
-    int64_t at = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int quarter = (int)(at % FQ_CUDA_QUARTERS);
-    int unit = (int)(at / FQ_CUDA_QUARTERS % piece.units);
-    int strip = (int)(at / FQ_CUDA_QUARTERS / piece.units);
-
-    if (strip >= (piece.rows + FQ_CUDA_STRIP - 1) / FQ_CUDA_STRIP)
-        return;
-
-    uint32_t words[BITS] = {};
+static __device__ __forceinline__ void codes_by_owner(uint32_t (&own)[OWN_WORDS<BITS>][4],
+                                                      const uint32_t (&row_g)[STEP_WORDS<BITS>],
+                                                      const uint32_t (&row_g8)[STEP_WORDS<BITS>]) {
+    if constexpr (BITS == 8) {
 #pragma unroll
-    for (int step = 0; step < FQ_CUDA_STEPS; step++) {
+        for (int i = 0; i < 8; i++)
+            own[i % 2][i / 2] = bytes(row_g[i % 2 * 2 + i / 4], row_g8[i % 2 * 2 + i / 4],
+                                      i / 2 % 2 ? 0x7362 : 0x5140);
+    } else if constexpr (BITS == 4) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            int row = strip * FQ_CUDA_STRIP + quarter * FQ_CUDA_QUARTER + g + (i & 2 ? 8 : 0);
-            int column =
-                unit * FQ_CUDA_TILE + step * FQ_CUDA_STEP + 2 * t + (i & 1) + (i & 4 ? 8 : 0);
+        for (int t = 0; t < 4; t++) {
+            uint32_t pairs = bytes(bytes(row_g[0], row_g8[0], t | (4 + t) << 4),
+                                   bytes(row_g[1], row_g8[1], t | (4 + t) << 4), 0x5410);
+            uint32_t first = pairs & 0x0f0f0f0fu, second = pairs >> 4 & 0x0f0f0f0fu;
 
-            if (row < piece.rows && piece.unit0 * FQ_CUDA_TILE + column < matrix.k)
-                put_code<BITS>(
-                    words, step, i,
-                    code_at<BITS>((const uint32_t *)(piece.data + row * piece.stride), column));
+            own[0][t] = bytes(first | first >> 4, second | second >> 4, 0x6420);
+        }
+    } else {
+        uint32_t(&all)[4] = own[0]; /* first by pairs, then field t of pair p to field p of t */
+
+#pragma unroll
+        for (int pair = 0; pair < 4; pair++)
+            all[pair] = part_by_three((pair % 2 ? row_g8 : row_g)[pair / 2]);
+        swap_fields(all[0], all[1], 0x01c701c7u, 3);
+        swap_fields(all[2], all[3], 0x01c701c7u, 3);
+        swap_fields(all[0], all[2], 0x003f003fu, 6);
+        swap_fields(all[1], all[3], 0x003f003fu, 6);
+    }
+}
+
+/* words[i] of each of four lanes side by side, for the one whose t is i: afterwards words[i] is
+ * what the one whose t is i had for this one. */
+static __device__ __forceinline__ void exchange(uint32_t (&words)[4], int t) {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & bit)
+                continue;
+            uint32_t got = __shfl_xor_sync(0xffffffffu, t & bit ? words[i] : words[i + bit], bit);
+
+            words[t & bit ? i : i + bit] = got;
         }
     }
+}
+
+/* A lane's words from its codes of all four steps: what fragment() in dequant.cuh takes apart. */
+static __device__ __forceinline__ void words_of_3(uint32_t (&words)[3],
+                                                  const uint32_t (&steps)[FQ_CUDA_STEPS]) {
+    words[0] = steps[0] | (steps[1] & 0x00070007u) << 12;
+    words[1] = (steps[1] >> 3 & 0x01ff01ffu) | (steps[2] & 0x003f003fu) << 9;
+    words[2] = (steps[2] >> 6 & 0x003f003fu) | (steps[3] & 0x01ff01ffu) << 6;
+#pragma unroll
+    for (int bit = 0; bit < 3; bit++)
+        words[bit] |= steps[3] << (6 - bit) & 0x80008000u;
+}
+
+/* The piece's units are tiles, of which a CTA takes TILES of a strip. */
+template <int BITS>
+static __global__ void __launch_bounds__(TILES *FQ_CUDA_QUARTERS * 32)
+    prepack_codes(fq_cuda_matrix matrix, fq_cuda_piece piece, uint32_t *out) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    unsigned across = chunks(piece.units, TILES);
+    int strip = blockIdx.x / across, quarter = warp % FQ_CUDA_QUARTERS;
+    int unit = blockIdx.x % across * TILES + warp / FQ_CUDA_QUARTERS;
+
+    if (unit >= piece.units)
+        return;
+
+    uint32_t codes[2][STEP_WORDS<BITS>], own[OWN_WORDS<BITS>][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int row = strip * FQ_CUDA_STRIP + quarter * FQ_CUDA_QUARTER + g + 8 * i;
+        int left = row < piece.rows ? matrix.k - (piece.unit0 + unit) * FQ_CUDA_TILE : 0;
+
+        left = left < FQ_CUDA_TILE ? left : FQ_CUDA_TILE;
+        load_step<BITS>(codes[i],
+                        (const uint32_t *)(piece.data + row * piece.stride) + unit * 2 * BITS, t,
+                        left * BITS);
+    }
+    codes_by_owner<BITS>(own, codes[0], codes[1]);
+#pragma unroll
+    for (int i = 0; i < OWN_WORDS<BITS>; i++)
+        exchange(own[i], t);
 
     out += (((int64_t)(piece.row0 / FQ_CUDA_STRIP + strip) * matrix.tiles + piece.unit0 + unit) *
                 FQ_CUDA_QUARTERS +
             quarter) *
            (FQ_CUDA_QUARTER_BYTES(BITS) / 4);
-    if constexpr (BITS == 3) {
+    if constexpr (BITS == 8) {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            ((uint4 *)out)[i * 32 + lane] =
+                make_uint4(own[0][2 * i], own[1][2 * i], own[0][2 * i + 1], own[1][2 * i + 1]);
+    } else if constexpr (BITS == 4) {
+        ((uint4 *)out)[lane] = make_uint4(own[0][0], own[0][1], own[0][2], own[0][3]);
+    } else {
+        uint32_t words[3];
+
+        words_of_3(words, own[0]);
+#pragma unroll
         for (int i = 0; i < 3; i++)
             out[i * 32 + lane] = words[i];
-    } else {
-#pragma unroll
-        for (int i = 0; i < BITS; i += 4)
-            ((uint4 *)out)[i * 8 + lane] =
-                make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
     }
 }
 
-/* One thread an element of the piece. */
+/* A CTA takes GROUPS units of a strip, row by row, and puts them down unit by unit. */
 template <class ELEMENT>
-static __global__ void prepack_groups(fq_cuda_matrix matrix, fq_cuda_piece piece, ELEMENT *out) {
-    int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    int row = (int)(at / piece.units), unit = (int)(at % piece.units);
+static __global__ void __launch_bounds__(256)
+    prepack_groups(fq_cuda_matrix matrix, fq_cuda_piece piece, ELEMENT *out) {
+    __shared__ ELEMENT elements[FQ_CUDA_STRIP][GROUPS + 2];
+    unsigned across = chunks(piece.units, GROUPS);
+    int strip = blockIdx.x / across;
+    int row0 = strip * FQ_CUDA_STRIP, unit0 = blockIdx.x % across * GROUPS;
+    int rows = min(piece.rows - row0, FQ_CUDA_STRIP), units = min(piece.units - unit0, GROUPS);
 
-    if (row >= piece.rows)
-        return;
-    int strip = (piece.row0 + row) / FQ_CUDA_STRIP, within = row % FQ_CUDA_STRIP;
-    int at_quarter = within / FQ_CUDA_QUARTER * FQ_CUDA_QUARTER;
-    int pair = within % 8, second = within / 8 % 2;
+    for (int i = threadIdx.x; i < FQ_CUDA_STRIP * GROUPS; i += blockDim.x) {
+        int row = i / GROUPS, unit = i % GROUPS;
 
-    out[((int64_t)strip * matrix.groups + piece.unit0 + unit) * FQ_CUDA_STRIP + at_quarter +
-        pair * 2 + second] = ((const ELEMENT *)(piece.data + row * piece.stride))[unit];
+        if (row < rows && unit < units)
+            elements[row][unit] =
+                ((const ELEMENT *)(piece.data + (row0 + row) * piece.stride))[unit0 + unit];
+    }
+    __syncthreads();
+    out += ((int64_t)(piece.row0 / FQ_CUDA_STRIP + strip) * matrix.groups + piece.unit0 + unit0) *
+           FQ_CUDA_STRIP;
+    for (int i = threadIdx.x; i < GROUPS * FQ_CUDA_STRIP; i += blockDim.x) {
+        int unit = i / FQ_CUDA_STRIP, at = i % FQ_CUDA_STRIP;
+        int row = at / FQ_CUDA_QUARTER * FQ_CUDA_QUARTER + at % 2 * 8 + at / 2 % 8;
+
+        if (row < rows && unit < units)
+            out[i] = elements[row][unit];
+    }
 }
 
 /* The largest of all packed scales.  meta is zero before. */
@@ -116,34 +234,35 @@ static __global__ void find_largest_scale(fq_cuda_matrix matrix, fq_cuda_meta *m
         atomicMax(&meta->largest_scale, __float_as_uint(largest));
 }
 
-static unsigned blocks_for(int64_t threads) {
-    return (unsigned)((threads + 255) / 256);
+/* CTAs over a piece, each so many of a strip's units. */
+static unsigned grid_of(const struct fq_cuda_piece *piece, int units) {
+    return chunks(piece->units, units) * chunks(piece->rows, FQ_CUDA_STRIP);
 }
 
 cudaError_t fq_cuda_prepack_codes(const struct fq_cuda_matrix *matrix,
                                   const struct fq_cuda_piece *piece, cudaStream_t stream) {
-    int64_t strips = (piece->rows + FQ_CUDA_STRIP - 1) / FQ_CUDA_STRIP;
-    unsigned blocks = blocks_for(strips * piece->units * FQ_CUDA_QUARTERS * 32);
+    const unsigned grid = grid_of(piece, TILES);
+    const unsigned threads = TILES * FQ_CUDA_QUARTERS * 32;
     uint32_t *out = (uint32_t *)matrix->codes;
 
     switch (matrix->bits) {
     case 8:
-        return launch(prepack_codes<8>, blocks, 256, 0, stream, *matrix, *piece, out);
+        return launch(prepack_codes<8>, grid, threads, 0, stream, *matrix, *piece, out);
     case 4:
-        return launch(prepack_codes<4>, blocks, 256, 0, stream, *matrix, *piece, out);
+        return launch(prepack_codes<4>, grid, threads, 0, stream, *matrix, *piece, out);
     default:
-        return launch(prepack_codes<3>, blocks, 256, 0, stream, *matrix, *piece, out);
+        return launch(prepack_codes<3>, grid, threads, 0, stream, *matrix, *piece, out);
     }
 }
 
 cudaError_t fq_cuda_prepack_groups(const struct fq_cuda_matrix *matrix, int bytes,
                                    const struct fq_cuda_piece *piece, cudaStream_t stream) {
-    unsigned blocks = blocks_for((int64_t)piece->rows * piece->units);
+    const unsigned grid = grid_of(piece, GROUPS);
 
     if (bytes == 2)
-        return launch(prepack_groups<uint16_t>, blocks, 256, 0, stream, *matrix, *piece,
+        return launch(prepack_groups<uint16_t>, grid, 256, 0, stream, *matrix, *piece,
                       (uint16_t *)matrix->scales);
-    return launch(prepack_groups<uint8_t>, blocks, 256, 0, stream, *matrix, *piece,
+    return launch(prepack_groups<uint8_t>, grid, 256, 0, stream, *matrix, *piece,
                   (uint8_t *)matrix->zeros);
 }
 

@@ -119,9 +119,9 @@ static int bring_piece(struct fq_cuda_backend *cuda, const struct part *part,
 
     if (status < 0)
         return status;
-    for (int row = 0; row < piece->rows; row++)
-        memcpy(loader->host[half] + row * width,
-               part->data + (uint64_t)(piece->row0 + row) * part->row_bytes + from, width);
+    fq_host_copy_rows(loader->host[half],
+                      part->data + (uint64_t)piece->row0 * part->row_bytes + from, piece->rows,
+                      width, part->row_bytes);
     return fq_cuda_check(cudaMemcpyAsync(loader->device[half], loader->host[half],
                                          (uint64_t)piece->rows * width, cudaMemcpyHostToDevice,
                                          cuda->copies),

@@ -21,7 +21,7 @@ mkdir -p "$stage/bin" "$stage/lib"
 # Programs, by their path in the build folder.  Libtool keeps a program that needs a shared library
 # of the tree in .libs.
 for program in kernels/test-conformance kernels/test-backend kernels/test-synthetic \
-    kernels/cuda/test-ipc bench/floors finequant-bench; do
+    kernels/cuda/test-ipc bench/floors bench/loading finequant-bench; do
     folder=$(dirname "$program") name=$(basename "$program")
     if [ -f "$build/$folder/.libs/$name" ]; then
         cp "$build/$folder/.libs/$name" "$stage/bin/"
