@@ -8,8 +8,9 @@
 
 #include <cuda_fp16.h>
 
-#define TILES  2  /* of a CTA of prepack_codes */
-#define GROUPS 32 /* of a CTA of prepack_groups */
+#define WARPS          8  /* of a CTA of prepack_codes */
+#define GROUPS         32 /* of a CTA of prepack_groups */
+#define GROUPS_THREADS 256
 
 static __host__ __device__ unsigned chunks(int count, int each) {
     return (unsigned)((count + each - 1) / each);
@@ -137,38 +138,22 @@ static __device__ __forceinline__ void words_of_3(uint32_t (&words)[3],
         words[bit] |= steps[3] << (6 - bit) & 0x80008000u;
 }
 
-/* The piece's units are tiles, of which a CTA takes TILES of a strip. */
+/* Tiles of which a warp takes a quarter each: few bytes a warp would leave memory idle. */
+template <int BITS> constexpr int WARP_TILES = BITS == 8 ? 1 : 2;
+/* Of a CTA, in a strip. */
+template <int BITS> constexpr int CTA_TILES = WARPS / FQ_CUDA_QUARTERS *WARP_TILES<BITS>;
+
+/* A quarter of a tile from lanes' codes of rows g and g + 8 to out. */
 template <int BITS>
-static __global__ void __launch_bounds__(TILES *FQ_CUDA_QUARTERS * 32)
-    prepack_codes(fq_cuda_matrix matrix, fq_cuda_piece piece, uint32_t *out) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    unsigned across = chunks(piece.units, TILES);
-    int strip = blockIdx.x / across, quarter = warp % FQ_CUDA_QUARTERS;
-    int unit = blockIdx.x % across * TILES + warp / FQ_CUDA_QUARTERS;
+static __device__ __forceinline__ void put_quarter(uint32_t *out,
+                                                   const uint32_t (&codes)[2][STEP_WORDS<BITS>]) {
+    int lane = threadIdx.x % 32;
+    uint32_t own[OWN_WORDS<BITS>][4];
 
-    if (unit >= piece.units)
-        return;
-
-    uint32_t codes[2][STEP_WORDS<BITS>], own[OWN_WORDS<BITS>][4];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int row = strip * FQ_CUDA_STRIP + quarter * FQ_CUDA_QUARTER + g + 8 * i;
-        int left = row < piece.rows ? matrix.k - (piece.unit0 + unit) * FQ_CUDA_TILE : 0;
-
-        left = left < FQ_CUDA_TILE ? left : FQ_CUDA_TILE;
-        load_step<BITS>(codes[i],
-                        (const uint32_t *)(piece.data + row * piece.stride) + unit * 2 * BITS, t,
-                        left * BITS);
-    }
     codes_by_owner<BITS>(own, codes[0], codes[1]);
 #pragma unroll
     for (int i = 0; i < OWN_WORDS<BITS>; i++)
-        exchange(own[i], t);
-
-    out += (((int64_t)(piece.row0 / FQ_CUDA_STRIP + strip) * matrix.tiles + piece.unit0 + unit) *
-                FQ_CUDA_QUARTERS +
-            quarter) *
-           (FQ_CUDA_QUARTER_BYTES(BITS) / 4);
+        exchange(own[i], lane % 4);
     if constexpr (BITS == 8) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -186,9 +171,45 @@ static __global__ void __launch_bounds__(TILES *FQ_CUDA_QUARTERS * 32)
     }
 }
 
+/* The piece's units are tiles. */
+template <int BITS>
+static __global__ void __launch_bounds__(WARPS * 32)
+    prepack_codes(fq_cuda_matrix matrix, fq_cuda_piece piece, uint32_t *out) {
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    unsigned across = chunks(piece.units, CTA_TILES<BITS>);
+    int strip = blockIdx.x / across, quarter = warp % FQ_CUDA_QUARTERS;
+    int unit = blockIdx.x % across * CTA_TILES<BITS> + warp / FQ_CUDA_QUARTERS * WARP_TILES<BITS>;
+    uint32_t codes[WARP_TILES<BITS>][2][STEP_WORDS<BITS>];
+
+#pragma unroll
+    for (int tile = 0; tile < WARP_TILES<BITS>; tile++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int row = strip * FQ_CUDA_STRIP + quarter * FQ_CUDA_QUARTER + g + 8 * i;
+            int left = matrix.k - (piece.unit0 + unit + tile) * FQ_CUDA_TILE;
+
+            left = left < FQ_CUDA_TILE ? left : FQ_CUDA_TILE;
+            if (row >= piece.rows || unit + tile >= piece.units)
+                left = 0;
+            load_step<BITS>(codes[tile][i],
+                            (const uint32_t *)(piece.data + row * piece.stride) +
+                                (unit + tile) * 2 * BITS,
+                            t, left * BITS);
+        }
+    }
+    out += (((int64_t)(piece.row0 / FQ_CUDA_STRIP + strip) * matrix.tiles + piece.unit0 + unit) *
+                FQ_CUDA_QUARTERS +
+            quarter) *
+           (FQ_CUDA_QUARTER_BYTES(BITS) / 4);
+#pragma unroll
+    for (int tile = 0; tile < WARP_TILES<BITS>; tile++)
+        if (unit + tile < piece.units)
+            put_quarter<BITS>(out + tile * (FQ_CUDA_TILE_BYTES(BITS) / 4), codes[tile]);
+}
+
 /* A CTA takes GROUPS units of a strip, row by row, and puts them down unit by unit. */
 template <class ELEMENT>
-static __global__ void __launch_bounds__(256)
+static __global__ void __launch_bounds__(GROUPS_THREADS)
     prepack_groups(fq_cuda_matrix matrix, fq_cuda_piece piece, ELEMENT *out) {
     __shared__ ELEMENT elements[FQ_CUDA_STRIP][GROUPS + 2];
     unsigned across = chunks(piece.units, GROUPS);
@@ -196,7 +217,8 @@ static __global__ void __launch_bounds__(256)
     int row0 = strip * FQ_CUDA_STRIP, unit0 = blockIdx.x % across * GROUPS;
     int rows = min(piece.rows - row0, FQ_CUDA_STRIP), units = min(piece.units - unit0, GROUPS);
 
-    for (int i = threadIdx.x; i < FQ_CUDA_STRIP * GROUPS; i += blockDim.x) {
+#pragma unroll
+    for (int i = threadIdx.x; i < FQ_CUDA_STRIP * GROUPS; i += GROUPS_THREADS) {
         int row = i / GROUPS, unit = i % GROUPS;
 
         if (row < rows && unit < units)
@@ -206,7 +228,8 @@ static __global__ void __launch_bounds__(256)
     __syncthreads();
     out += ((int64_t)(piece.row0 / FQ_CUDA_STRIP + strip) * matrix.groups + piece.unit0 + unit0) *
            FQ_CUDA_STRIP;
-    for (int i = threadIdx.x; i < GROUPS * FQ_CUDA_STRIP; i += blockDim.x) {
+#pragma unroll
+    for (int i = threadIdx.x; i < GROUPS * FQ_CUDA_STRIP; i += GROUPS_THREADS) {
         int unit = i / FQ_CUDA_STRIP, at = i % FQ_CUDA_STRIP;
         int row = at / FQ_CUDA_QUARTER * FQ_CUDA_QUARTER + at % 2 * 8 + at / 2 % 8;
 
@@ -241,17 +264,18 @@ static unsigned grid_of(const struct fq_cuda_piece *piece, int units) {
 
 cudaError_t fq_cuda_prepack_codes(const struct fq_cuda_matrix *matrix,
                                   const struct fq_cuda_piece *piece, cudaStream_t stream) {
-    const unsigned grid = grid_of(piece, TILES);
-    const unsigned threads = TILES * FQ_CUDA_QUARTERS * 32;
     uint32_t *out = (uint32_t *)matrix->codes;
 
     switch (matrix->bits) {
     case 8:
-        return launch(prepack_codes<8>, grid, threads, 0, stream, *matrix, *piece, out);
+        return launch(prepack_codes<8>, grid_of(piece, CTA_TILES<8>), WARPS * 32, 0, stream,
+                      *matrix, *piece, out);
     case 4:
-        return launch(prepack_codes<4>, grid, threads, 0, stream, *matrix, *piece, out);
+        return launch(prepack_codes<4>, grid_of(piece, CTA_TILES<4>), WARPS * 32, 0, stream,
+                      *matrix, *piece, out);
     default:
-        return launch(prepack_codes<3>, grid, threads, 0, stream, *matrix, *piece, out);
+        return launch(prepack_codes<3>, grid_of(piece, CTA_TILES<3>), WARPS * 32, 0, stream,
+                      *matrix, *piece, out);
     }
 }
 
@@ -260,9 +284,9 @@ cudaError_t fq_cuda_prepack_groups(const struct fq_cuda_matrix *matrix, int byte
     const unsigned grid = grid_of(piece, GROUPS);
 
     if (bytes == 2)
-        return launch(prepack_groups<uint16_t>, grid, 256, 0, stream, *matrix, *piece,
+        return launch(prepack_groups<uint16_t>, grid, GROUPS_THREADS, 0, stream, *matrix, *piece,
                       (uint16_t *)matrix->scales);
-    return launch(prepack_groups<uint8_t>, grid, 256, 0, stream, *matrix, *piece,
+    return launch(prepack_groups<uint8_t>, grid, GROUPS_THREADS, 0, stream, *matrix, *piece,
                   (uint8_t *)matrix->zeros);
 }
 
