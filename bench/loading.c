@@ -36,7 +36,7 @@ typedef cudaError_t work(void *context);
 /* Least microseconds of either, by events. */
 static cudaError_t measure(work *ours, void *context, work *floor, void *floor_context, float *us,
                            float *floor_us) {
-    cudaEvent_t begin, end;
+    cudaEvent_t begin = NULL, end = NULL;
     cudaError_t error = cudaEventCreate(&begin);
 
     if (error == cudaSuccess)
@@ -57,6 +57,8 @@ static cudaError_t measure(work *ours, void *context, work *floor, void *floor_c
         if (error == cudaSuccess && ms * 1e3f < *least)
             *least = ms * 1e3f;
     }
+    (void)cudaEventDestroy(begin);
+    (void)cudaEventDestroy(end);
     return error;
 }
 
@@ -67,8 +69,7 @@ static void print(const char *part, const struct fq_matrix *shape, double mib, d
     fflush(stdout);
 }
 
-/* ---- On the device ----------------------------------------------------------------------------
- */
+/* ---- On the device ------------------------------------------------------------------------- */
 
 struct prepack {
     const struct fq_cuda_matrix *matrix;
@@ -147,8 +148,7 @@ static int measure_on_device(struct fq_backend *backend, const struct fq_matrix 
     return status;
 }
 
-/* ---- From the host ----------------------------------------------------------------------------
- */
+/* ---- From the host ------------------------------------------------------------------------- */
 
 /* As many bytes as the matrix has out of page-locked memory, a piece of the loader's at a time. */
 static int copy_pieces(struct fq_cuda_backend *cuda, uint64_t bytes, double *us) {

@@ -13,7 +13,7 @@ bench_loading_SOURCES = bench/loading.c
 bench_loading_LDADD = libfqkernels.la $(OPENMP_CFLAGS)
 endif
 EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py bench/kernels-cpu.svg \
-	bench/kernels-h200.svg bench/results/model-h200.csv
+	bench/kernels-h200.svg bench/results/model-h200.csv bench/results/loading-h200.csv
 EXTRA_DIST += bench/results/kernels-h200.csv bench/results/counters-h200.csv bench/results/compute-sanitizer-h200.txt \
 	bench/results/kernels-cpu.csv bench/results/kernels-cpu-avx512.csv \
 	bench/results/kernels-cpu-avx2.csv bench/results/kernels-cpu-avxvnni.csv bench/results/kernels-cpu-zen3.csv bench/results/kernels-cpu-sapphire-rapids.csv bench/results/kernels-cpu-amx.csv \

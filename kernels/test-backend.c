@@ -4,7 +4,7 @@
  * value, and host memory that another process could map.  Runs on the reference
  * backend, since the checks are the same for all.
  */
-#include "backend.h"
+#include "backend-impl.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
@@ -208,6 +208,36 @@ static void host_memory_is_zeroed_sealed_and_shared(void **context) {
     strcpy(fq_memory_host(fixture->memory), "shared");
     assert_string_equal(fq_memory_host(other), "shared");
     fq_memory_free(other);
+}
+
+/* Few bytes, which one thread copies, and many, which several do: rows lie side by side afterwards,
+ * and nothing behind them is touched. */
+static void copies_rows_side_by_side(void **state) {
+    static const struct {
+        int64_t rows;
+        size_t width, pitch;
+    } cases[] = {
+        {1, 1, 1}, {3, 7, 9}, {1, 3 << 20, 3 << 20}, {64, 65537, 65600}, {1000, 4096, 6144}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const size_t from_bytes = (size_t)cases[i].rows * cases[i].pitch;
+        const size_t bytes = (size_t)cases[i].rows * cases[i].width;
+        uint8_t *from = malloc(from_bytes), *to = malloc(bytes + 1);
+
+        assert_non_null(from);
+        assert_non_null(to);
+        for (size_t at = 0; at < from_bytes; at++)
+            from[at] = (uint8_t)(at * 2654435761u >> 11);
+        memset(to, 0x5a, bytes + 1);
+        fq_host_copy_rows(to, from, cases[i].rows, cases[i].width, cases[i].pitch);
+        for (int64_t row = 0; row < cases[i].rows; row++)
+            assert_memory_equal(to + (size_t)row * cases[i].width,
+                                from + (size_t)row * cases[i].pitch, cases[i].width);
+        assert_int_equal(to[bytes], 0x5a);
+        free(from);
+        free(to);
+    }
 }
 
 static void refuses_descriptors_that_could_shrink_or_are_too_short(void **context) {
@@ -452,6 +482,7 @@ int main(void) {
         cmocka_unit_test(auto_opens_something_and_never_replaces_a_named_gpu),
         cmocka_unit_test(refuses_sizes_and_kinds_of_memory),
         cmocka_unit_test(copies_only_within_the_region),
+        cmocka_unit_test(copies_rows_side_by_side),
         cmocka_unit_test(host_memory_is_zeroed_sealed_and_shared),
         cmocka_unit_test(refuses_descriptors_that_could_shrink_or_are_too_short),
         cmocka_unit_test(refuses_malformed_matrices),
