@@ -155,9 +155,13 @@ static int copy_pieces(struct fq_cuda_backend *cuda, uint64_t bytes, double *us)
     const double begin = now();
     cudaError_t error = cudaSuccess;
 
-    for (uint64_t at = 0; at < bytes && error == cudaSuccess; at += FQ_CUDA_PIECE_BYTES)
-        error = cudaMemcpyAsync(cuda->loader.device[0], cuda->loader.host[0], FQ_CUDA_PIECE_BYTES,
+    for (uint64_t at = 0; at < bytes && error == cudaSuccess; at += FQ_CUDA_PIECE_BYTES) {
+        const uint64_t left = bytes - at;
+
+        error = cudaMemcpyAsync(cuda->loader.device[0], cuda->loader.host[0],
+                                left < FQ_CUDA_PIECE_BYTES ? left : FQ_CUDA_PIECE_BYTES,
                                 cudaMemcpyHostToDevice, cuda->copies);
+    }
     if (error == cudaSuccess)
         error = cudaStreamSynchronize(cuda->copies);
     *us = now() - begin;
