@@ -10,7 +10,7 @@ check_PROGRAMS += bench/floors bench/loading
 bench_floors_SOURCES = bench/floors.c
 bench_floors_LDADD = libfqfloors.la $(CUDA_LIBS)
 bench_loading_SOURCES = bench/loading.c
-bench_loading_LDADD = libfqkernels.la $(OPENMP_CFLAGS)
+bench_loading_LDADD = $(KERNEL_LIBS)
 endif
 EXTRA_DIST += bench/h200.sh bench/plot-kernels.py bench/summary.py bench/kernels-cpu.svg \
 	bench/kernels-h200.svg bench/results/model-h200.csv bench/results/loading-h200.csv

@@ -147,9 +147,10 @@ int fq_host_event_wait(struct fq_event *event, struct fq_error *err);
 /* Total and free physical memory in bytes, cgroup limits considered; a processor's model name. */
 void fq_host_memory_info(uint64_t *total, uint64_t *available);
 void fq_host_processor_name(char *name, size_t size);
-/* Processors that this process may run on; 1 without OpenMP. */
+/* Processors that the calling thread may run on; 1 without OpenMP. */
 int fq_host_threads(void);
-/* Copies so many rows of `width` bytes, which begin `pitch` bytes apart, to side by side. */
+/* Copies so many rows of `width` bytes, which begin `pitch` bytes apart, to side by side, by as
+ * many of those processors as it pays. */
 void fq_host_copy_rows(void *to, const void *from, int64_t rows, uint64_t width, uint64_t pitch);
 
 #endif

@@ -2,7 +2,8 @@
 /*
  * What backends that compute on the host have in common: sealed memfds as
  * shareable memory, streams and events that are always reached (a GEMM has
- * ended when its call returns), and what the machine says of itself.
+ * ended when its call returns), and what the machine says of itself; and a copy
+ * of rows by threads, by which cuda loads.
  */
 #include "backend-impl.h"
 
@@ -349,6 +350,8 @@ void fq_host_copy_rows(void *to, const void *from, int64_t rows, uint64_t width,
         threads = COPY_THREADS;
     if (threads > worth)
         threads = worth > 1 ? (int)worth : 1;
+    if (threads > rows)
+        threads = (int)rows;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t row = 0; row < rows; row++)
         memcpy((char *)to + (uint64_t)row * width, (const char *)from + (uint64_t)row * pitch,

@@ -207,3 +207,35 @@ void stays_within_the_bounds_on_deep_weights(void **context) {
     }
     fq_backend_free(backend);
 }
+
+/* Weights that a GPU's loader brings in more than one piece of 16 MiB: of whole rows, of codes and
+ * of scales, and of parts of rows, where not even 64 whole ones fit. */
+void stays_within_the_bounds_on_weights_loaded_in_pieces(void **context) {
+    static const struct {
+        int bits;
+        int64_t n, k, group;
+    } sizes[] = {
+        {8, 9000, 2000, 64}, {4, 18000, 2000, 64}, {3, 24000, 2000, 64}, {3, 70000, 2000, 16},
+        {8, 70, 270016, 64}, {4, 70, 530000, 64},  {3, 70, 710000, 64},
+    };
+    struct fq_backend *backend;
+    struct fq_device_info info = open_target(*context, 0, &backend);
+
+    for (size_t i = 0; info.device_memory && i < COUNT(sizes); i++) {
+        struct shape shape = {.bits = sizes[i].bits,
+                              .scale_type = scale_types[i % 2],
+                              .group = sizes[i].group,
+                              .zeros = true};
+
+        draw(&shape, &info);
+        shape.n = sizes[i].n;
+        shape.k = sizes[i].k;
+        shape.m = 3;
+        shape.group = sizes[i].group;
+        shape.gate_group = 0;
+        shape.kind = FQ_MEMORY_DEVICE;
+        shape.row_pointers = false;
+        check_shape(backend, &shape);
+    }
+    fq_backend_free(backend);
+}

@@ -436,6 +436,8 @@ int main(int argc, char **argv) {
         {"stays_within_the_bounds_on_two_strips_a_worker",
          stays_within_the_bounds_on_two_strips_a_worker},
         {"stays_within_the_bounds_on_deep_weights", stays_within_the_bounds_on_deep_weights},
+        {"stays_within_the_bounds_on_weights_loaded_in_pieces",
+         stays_within_the_bounds_on_weights_loaded_in_pieces},
         {"takes_scales_of_any_size", takes_scales_of_any_size},
         {"rows_do_not_depend_on_their_company", rows_do_not_depend_on_their_company},
         {"rows_that_are_not_finite_spoil_no_others", rows_that_are_not_finite_spoil_no_others},

@@ -41,5 +41,6 @@ void stays_within_the_bounds_on_many_rows_of_weights(void **context);
 void stays_within_the_bounds_in_full_stages(void **context);
 void stays_within_the_bounds_on_two_strips_a_worker(void **context);
 void stays_within_the_bounds_on_deep_weights(void **context);
+void stays_within_the_bounds_on_weights_loaded_in_pieces(void **context);
 
 #endif

@@ -54,10 +54,22 @@ static bool runs_here(const struct fq_cpu_kernels *kernels) {
     return kernels == &fq_cpu_generic;
 }
 
+/* Whether a set that runs here is one to take unasked: avx512gfni is slower than avx512vnni on
+ * processors that are not Intel's (NOTES.md). */
+static bool pays_here(const struct fq_cpu_kernels *kernels) {
+#ifdef FQ_CPU_X86
+    return kernels != &fq_cpu_avx512gfni || __builtin_cpu_is("intel");
+#else
+    (void)kernels;
+    return true;
+#endif
+}
+
 #ifdef FQ_CPU_X86
 const struct fq_cpu_kernels *fq_cpu_byte_products(void) {
-    return __builtin_cpu_is("intel") && runs_here(&fq_cpu_avx512gfni) ? &fq_cpu_avx512gfni
-                                                                      : &fq_cpu_avx512vnni;
+    const bool gfni = runs_here(&fq_cpu_avx512gfni) && pays_here(&fq_cpu_avx512gfni);
+
+    return gfni ? &fq_cpu_avx512gfni : &fq_cpu_avx512vnni;
 }
 #endif
 
@@ -79,7 +91,7 @@ static int choose_kernels(const struct fq_cpu_kernels **out, struct fq_error *er
 
     for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++) {
         *out = best_first[i];
-        if (wanted && *wanted && strcmp(wanted, (*out)->name) != 0)
+        if (wanted && *wanted ? strcmp(wanted, (*out)->name) != 0 : !pays_here(*out))
             continue;
         if (runs_here(*out))
             return 0;

@@ -29,7 +29,8 @@ INLINE __m512i load(const uint8_t *codes) {
 
 #ifdef __GFNI__
 /* Bits of each byte of codes to where they belong in a code, and the sign flipped: bit i of the
- * result is the byte's bit `from[i]`, or none of it, −1, XOR bit i of `flip`. */
+ * result is the byte's bit from<i>, or 0 where that is −1, XOR bit i of `flip`; the upper four are
+ * 0.  The instruction's matrix has the row of bit 0 in its last byte. */
 #define BITS(codes, flip, from0, from1, from2, from3)                                              \
     _mm512_gf2p8affine_epi64_epi8(                                                                 \
         codes, _mm512_set1_epi64(ROW(from0, 7) | ROW(from1, 6) | ROW(from2, 5) | ROW(from3, 4)),   \
@@ -41,7 +42,7 @@ INLINE __m512i second_code(__m512i words, int bits) {
     return bits == 4 ? BITS(words, 8, 4, 5, 6, 7) : BITS(words, 4, 3, 4, 5, -1);
 }
 
-/* The codes of 3 bits whose bits the upper two of each byte of three words are. */
+/* The first and the second code of the fourth word, out of three words' upper bits. */
 INLINE __m512i first_of_fourth(const uint8_t *codes, int pitch) {
     return _mm512_xor_si512(BITS(load(codes), 4, 6, 7, -1, -1),
                             BITS(load(codes + pitch), 0, -1, -1, 6, -1));
@@ -51,6 +52,8 @@ INLINE __m512i second_of_fourth(const uint8_t *codes, int pitch) {
     return _mm512_xor_si512(BITS(load(codes + pitch), 4, 7, -1, -1, -1),
                             BITS(load(codes + 2 * pitch), 0, -1, 6, 7, -1));
 }
+#undef BITS
+#undef ROW
 #else
 INLINE __m512i second_code(__m512i words, int bits) {
     return unsigned_code(_mm512_srli_epi32(words, (unsigned)bits), bits);

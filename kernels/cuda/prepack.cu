@@ -17,9 +17,9 @@ static __host__ __device__ unsigned chunks(int count, int each) {
 }
 
 /*
- * A warp packs a quarter of a tile.  Lane L (g = L / 4, t = L % 4) reads step t of rows g and g +
- * 8, 16 codes each, sorts them by the lane that owns them (t of layout.h), and the four lanes of a
- * g then exchange what is one another's.
+ * A warp packs a quarter of a tile, or the same one of two.  Lane L (g = L / 4, t = L % 4) reads
+ * step t of rows g and g + 8, 16 codes each, sorts them by the lane that owns them (t of layout.h),
+ * and the four lanes of a g then exchange what is one another's.
  */
 template <int BITS>
 constexpr int STEP_WORDS = BITS == 8 ? 4 : 2; /* of a row; 3 bits: one and a half */
