@@ -5,6 +5,7 @@
  */
 #include "cuda-impl.h"
 #include "launch.cuh"
+#include "ptx.cuh"
 
 #include <cuda_fp16.h>
 
@@ -24,11 +25,6 @@ static __host__ __device__ unsigned chunks(int count, int each) {
 template <int BITS>
 constexpr int STEP_WORDS = BITS == 8 ? 4 : 2; /* of a row; 3 bits: one and a half */
 template <int BITS> constexpr int OWN_WORDS = BITS == 8 ? 2 : 1; /* of an owner in a step */
-
-/* Bytes of two words, as PRMT takes them. */
-static __device__ __forceinline__ uint32_t bytes(uint32_t low, uint32_t high, uint32_t selector) {
-    return __byte_perm(low, high, selector);
-}
 
 /* The words of step `step` from a row's tile, of which `left` bits, perhaps more, are codes of the
  * matrix: zeros for the rest.  3 bits: 8 codes in the lower 24 bits of each. */
@@ -87,16 +83,16 @@ static __device__ __forceinline__ void codes_by_owner(uint32_t (&own)[OWN_WORDS<
     if constexpr (BITS == 8) {
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            own[i % 2][i / 2] = bytes(row_g[i % 2 * 2 + i / 4], row_g8[i % 2 * 2 + i / 4],
-                                      i / 2 % 2 ? 0x7362 : 0x5140);
+            own[i % 2][i / 2] = prmt(row_g[i % 2 * 2 + i / 4], row_g8[i % 2 * 2 + i / 4],
+                                     i / 2 % 2 ? 0x7362 : 0x5140);
     } else if constexpr (BITS == 4) {
 #pragma unroll
         for (int t = 0; t < 4; t++) {
-            uint32_t pairs = bytes(bytes(row_g[0], row_g8[0], t | (4 + t) << 4),
-                                   bytes(row_g[1], row_g8[1], t | (4 + t) << 4), 0x5410);
+            uint32_t pairs = prmt(prmt(row_g[0], row_g8[0], t | (4 + t) << 4),
+                                  prmt(row_g[1], row_g8[1], t | (4 + t) << 4), 0x5410);
             uint32_t first = pairs & 0x0f0f0f0fu, second = pairs >> 4 & 0x0f0f0f0fu;
 
-            own[0][t] = bytes(first | first >> 4, second | second >> 4, 0x6420);
+            own[0][t] = prmt(first | first >> 4, second | second >> 4, 0x6420);
         }
     } else {
         uint32_t(&all)[4] = own[0]; /* first by pairs, then field t of pair p to field p of t */
