@@ -124,16 +124,17 @@ void stays_within_the_bounds_on_many_rows_of_weights(void **context) {
 }
 
 /* Three strips of W to some workers of a GPU and a K of several full stages, scales of X's type and
- * groups of one or two tiles: the loops that most launches of a model go through. */
+ * groups of one or two tiles, the loops that most launches of a model go through, or of 16. */
 void stays_within_the_bounds_in_full_stages(void **context) {
     static const int64_t ms[] = {8, 3, 16, 32, 48, 64};
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 
-    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 2; i++) {
-        const size_t row = i / COUNT(all_bits); /* of ms, twice */
-        const bool zeros = row >= COUNT(ms);
-        const int64_t group = (row + zeros) % 2 ? 128 : 64;
+    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 3; i++) {
+        const size_t row = i / COUNT(all_bits); /* of ms, three times */
+        const bool shortest = row >= 2 * COUNT(ms);
+        const bool zeros = shortest ? row % 2 : row >= COUNT(ms);
+        const int64_t group = shortest ? 16 : (row + zeros) % 2 ? 128 : 64;
         const enum fq_dtype type = i % 2 ? FQ_BF16 : FQ_F16;
         struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
                               .scale_type = type,

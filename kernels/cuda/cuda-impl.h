@@ -118,6 +118,13 @@ void fq_cuda_stream_free(struct fq_stream *stream);
 void *fq_cuda_stream_native(struct fq_stream *stream);
 int fq_cuda_gemm(struct fq_stream *stream, const struct fq_gemm *gemm, struct fq_error *err);
 
+/* Kernels that scale weights round each to X's type.  Of few terms the errors do not average out:
+ * in bf16 they can add up to more than the bound, and in fp16 what a bias leaves of a sum can be
+ * less than its errors allow.  Below so many terms, kernels that scale sums take over. */
+static inline int fq_cuda_exact_below(int type) {
+    return type == FQ_BF16 ? 512 : FQ_CUDA_TILE;
+}
+
 /* ---- Launchers ------------------------------------------------------------------------------ */
 
 /* One launch of a GEMM kernel: passed by value, as a parameter. */

@@ -200,26 +200,39 @@ template <int BITS, class T, reading READING> struct dequantizer {
     }
 
     /* Zero points of rows g and g+8 as they lie in memory, a byte each: in few instructions, since
-     * they are wanted for every group. */
+     * they are wanted for every group; those of both rows in one. */
     static __device__ __forceinline__ zero_terms unpack_zeros(uint32_t pair) {
         if constexpr (BITS == 8 && T::is_f16) {
-            return {{twice(pair, 0, 0x64)}, {twice(pair, 1, 0x64)}};
+            const uint32_t both = widened(pair, 0x64); /* 1024 + zero */
+
+            return {{twice_low(both)}, {twice_high(both)}};
         } else if constexpr (BITS == 8) {
-            return {{mul_bf16x2(twice(pair, 0, 0), FQ_BF16_MINUS_LARGEST)},
-                    {mul_bf16x2(twice(pair, 1, 0), FQ_BF16_MINUS_LARGEST)}};
-        } else if constexpr (BITS == 4 && T::is_f16) {
-            return {{twice(pair, 0, 0x64)}, {twice(pair >> 4, 0, OWN ? 0x54 : 0xd4)}};
-        } else if constexpr (BITS == 4) {
-            return {{twice(pair, 0, 0x42)},
-                    {mul_bf16x2(twice(pair >> 4, 0, 0), FQ_BF16_MINUS_LARGEST)}};
+            const uint32_t both = mul_bf16x2(widened(pair, 0), FQ_BF16_MINUS_LARGEST);
+
+            return {{twice_low(both)}, {twice_high(both)}};
+        } else if constexpr (BITS == 4) { /* 1024 + zero, and 64 + zero or that negated; */
+            const uint32_t both = widened(pair, T::is_f16 ? 0x64 : 0x42); /* 32 + zero / 4 */
+            const uint32_t less = T::is_f16 ? 0x63806380u : 0x42004200u;  /* 960; 32 */
+
+            return {{twice_low(both)},
+                    {twice_high(T::is_f16 && OWN ? T::sub(both, less) : T::sub(less, both))}};
         } else {
-            const uint32_t low = twice(pair, 0, T::is_f16 ? 0x64 : 0x43),
-                           high = twice(pair, 1, T::is_f16 ? 0x64 : 0x43);
+            constexpr uint32_t less[] = {0, T::is_f16 ? 0x63006300u : 0x42e042e0u, /* 896, 112 */
+                                         0x63e063e0u};                             /* 1008 */
+            const uint32_t both = widened(pair, T::is_f16 ? 0x64 : 0x43);
+            const uint32_t last = T::sub(T::is_f16 ? 0x63206320u : 0x41804180u, both); /* 912, 16 */
             zero_terms to;
 
-            unpack_int3(to.low, low);
-            unpack_int3(to.high, high);
-            to.last = T::sub(T::is_f16 ? 0x63206320u : 0x41804180u, high); /* 912, 16 */
+#pragma unroll
+            for (int i = 0; i < PLACES; i++) {
+                const uint32_t here = i == 0 ? both
+                                      : OWN  ? T::sub(both, less[i])
+                                             : T::sub(less[i], both);
+
+                to.low[i] = twice_low(here);
+                to.high[i] = twice_high(here);
+            }
+            to.last = twice_high(last);
             return to;
         }
     }
@@ -247,8 +260,8 @@ template <int BITS, class T, reading READING> struct dequantizer {
 
   private:
     /* Two numbers of two bytes, the lower of which is one of `pair`'s and the upper `top`. */
-    static __device__ __forceinline__ uint32_t twice(uint32_t pair, int which, uint32_t top) {
-        return prmt(pair, top * 0x01010101u, which ? 0x4141 : 0x4040);
+    static __device__ __forceinline__ uint32_t widened(uint32_t pair, uint32_t top) {
+        return prmt(pair, top * 0x01010101u, 0x4140);
     }
 
     /* The power of two that a place is read under: 1024, 128 and 16 in fp16, 128 and 16 in bf16. */
@@ -286,39 +299,30 @@ template <int BITS, class T, reading READING> struct dequantizer {
             last = T::fma(lop3<0xea>(c.words[i] >> SHIFT, bit, int3_magic(0)), factors[i], last);
         return last;
     }
-    /* first: a zero point in the first place, twice. */
-    static __device__ __forceinline__ void unpack_int3(uint32_t (&zero)[PLACES], uint32_t first) {
-        constexpr uint32_t less[] = {0, T::is_f16 ? 0x63006300u : 0x42e042e0u, /* 896, 112 */
-                                     0x63e063e0u};                             /* 1008 */
-
-        zero[0] = first;
-#pragma unroll
-        for (int i = 1; i < PLACES; i++)
-            zero[i] = OWN ? T::sub(first, less[i]) : T::sub(less[i], first);
-    }
 };
 
-/*
- * A scale, to multiply pairs of weights by with one rounding.  fp16 holds any fp16 or bf16 scale
- * that is brought into its range; bf16 holds an fp16 scale's eleven bits only in two PARTS, and a
- * bf16 scale in one.
- */
-template <class T> struct scale_pair {
-    uint32_t value, rest; /* twice each; rest: of bf16 */
+/* Scales of rows g and g+8, to multiply pairs of weights by. */
+template <class T> struct row_scales {
+    uint32_t low, high; /* twice each */
 
-    scale_pair() = default;
-    __device__ __forceinline__ explicit scale_pair(float scale) : value(T::pack(scale, scale)) {
-        if constexpr (!T::is_f16) {
-            const float left = scale - __uint_as_float(value << 16);
-
-            rest = T::pack(left, left);
-        }
+    row_scales() = default;
+    /* pair: in the halves of a word. */
+    __device__ __forceinline__ explicit row_scales(uint32_t pair)
+        : low(twice_low(pair)), high(twice_high(pair)) {
     }
-    template <int PARTS> __device__ __forceinline__ uint32_t times(uint32_t pair) const {
-        if constexpr (PARTS == 1)
-            return T::mul(pair, value);
-        else
-            return T::fma(pair, value, T::mul(pair, rest));
+    /* A fragment, with one rounding. */
+    __device__ __forceinline__ void multiply(uint32_t (&a)[4]) const {
+        a[0] = T::mul(a[0], low);
+        a[1] = T::mul(a[1], high);
+        a[2] = T::mul(a[2], low);
+        a[3] = T::mul(a[3], high);
+    }
+    /* By scales of which these are a part, and `rest` the other. */
+    __device__ __forceinline__ void multiply(uint32_t (&a)[4], const row_scales &rest) const {
+        a[0] = T::fma(a[0], low, T::mul(a[0], rest.low));
+        a[1] = T::fma(a[1], high, T::mul(a[1], rest.high));
+        a[2] = T::fma(a[2], low, T::mul(a[2], rest.low));
+        a[3] = T::fma(a[3], high, T::mul(a[3], rest.high));
     }
 };
 

@@ -276,13 +276,6 @@ static bool is_mappable(const struct fq_cuda_launch *launch) {
            aligned(launch->y) && launch->y_stride % 8 == 0 && launch->w.n % 8 == 0;
 }
 
-/* Hopper's prefill rounds each weight to X's type.  Of few terms the errors do not average out: in
- * bf16 they can add up to more than the bound, and in fp16 what a bias leaves of a sum can be less
- * than its errors allow.  Below so many terms, kernels that scale sums take over. */
-static int exact_below(int type) {
-    return type == FQ_BF16 ? 512 : FQ_CUDA_TILE;
-}
-
 static int launch_hopper_prefill(struct fq_cuda_stream *stream, struct fq_cuda_launch *launch,
                                  const struct fq_cuda_gemm_size *size, struct fq_error *err) {
     const struct fq_cuda_matrix *w = &launch->w;
@@ -377,7 +370,7 @@ static int launch_gemm(struct fq_cuda_stream *stream, struct fq_cuda_launch *lau
 
     if (cuda->hopper && launch->m <= FQ_DECODE_ROWS)
         return launch_hopper_decode(stream, launch, err);
-    if (cuda->hopper && w->k >= exact_below(launch->type))
+    if (cuda->hopper && w->k >= fq_cuda_exact_below(launch->type))
         return launch_hopper_rows(stream, launch, err);
     if (launch->m > FQ_DECODE_ROWS) {
         launch->splits = fq_cuda_prefill_splits(n, launch->m, w->tiles, cuda->processors);

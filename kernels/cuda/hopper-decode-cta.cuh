@@ -13,12 +13,22 @@
 /*
  * What the compiler is to know of a launch's scales.  `exact`: the segments that a tile is summed
  * in are groups.  `wide`: groups hold two tiles, from an even one on, whose products are summed
- * before they are scaled.  Of both, scales are of X's type.
+ * before they are scaled.  `weights`: each step is a group, too few terms for sums to be scaled, so
+ * that weights are.  Of all three, scales are of X's type.
  */
 enum class scaling {
     any,
     exact,
-    wide
+    wide,
+    weights
+};
+
+/* The loops of a kernel.  `usual`: for scales that are `exact` for whole tiles, or `wide`;
+ * `weights`: for those; `any`: for all others. */
+enum class loops {
+    any,
+    usual,
+    weights
 };
 
 /* Which of a launch's matrices have zero points; some: of a pair one. */

@@ -10,17 +10,21 @@
 
 #ifdef FQ_HOPPER_CODE
 
-/* USUAL: scales are `exact` for whole tiles, or `wide`. */
-template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
+template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer {
     using codes_of = dequantizer<S::BITS, T, decode_reading(S::BITS, S::N)>;
     using zero_terms = typename codes_of::zero_terms;
     static constexpr bool SYMMETRIC = ZEROS == zero_points::none;
     /* int3 of up to 8 rows takes as long as its instructions do, and has registers to spare. */
-    static constexpr bool ISSUE_BOUND = USUAL && S::BITS == 3 && S::N == 8;
+    static constexpr bool ISSUE_BOUND = LOOPS == loops::usual && S::BITS == 3 && S::N == 8;
     using block_place = typename decode_cta<S>::block_place;
     using strip_sums = typename decode_cta<S>::strip_sums;
     const decode_cta<S> &cta;
     int arrives; /* 1: this lane counts its warp in at a barrier */
+
+    /* Whether the segments of a tile are groups. */
+    template <scaling KIND> static __device__ __forceinline__ constexpr bool has_groups() {
+        return KIND == scaling::exact || KIND == scaling::weights;
+    }
 
     /* Where a thread finds the codes and scales of one of its strips: addresses in the first stage;
      * and how to read them. */
@@ -28,11 +32,13 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         uint32_t codes, scales, zeros;
         bool bf16_scales, has_zeros;
         group_phase groups;
+        const fq_cuda_matrix &matrix;
 
         __device__ __forceinline__ slot_place(const decode_cta<S> &d, const block_place &block,
                                               int slot, const fq_cuda_matrix &w)
             : bf16_scales(w.scale_bf16 != 0),
-              has_zeros(ZEROS == zero_points::all || w.zeros != nullptr), groups(w, here(d.begin)) {
+              has_zeros(ZEROS == zero_points::all || w.zeros != nullptr), groups(w, here(d.begin)),
+              matrix(w) {
             const int index = (d.parted() ? slot : d.group + slot * block.first),
                       warp = d.thread / 32 % 4;
             const int pair = warp * 8 + d.lane / 4;
@@ -52,7 +58,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         /* Which of the stage's groups a segment of a tile of it belongs to. */
         template <int SEGMENTS, scaling KIND>
         __device__ __forceinline__ int slot_of(int tile, int segment) const {
-            return KIND == scaling::exact
+            return has_groups<KIND>()
                        ? tile * SEGMENTS + segment
                        : groups.slot(tile * FQ_CUDA_STEPS + segment * (FQ_CUDA_STEPS / SEGMENTS));
         }
@@ -124,7 +130,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
 
 #pragma unroll
         for (int s = 0; s < SLOTS; s++)
-            if (KIND != scaling::exact)
+            if (!has_groups<KIND>())
                 strips[s].groups.advance(tiles * FQ_CUDA_STEPS);
         return at.next(cta);
     }
@@ -271,6 +277,25 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
 #pragma unroll
             for (int step = 0; step < FQ_CUDA_STEPS; step++)
                 codes_of::fragment(to[step], codes, step, zero[step * SEGMENTS / FQ_CUDA_STEPS]);
+        }
+    };
+    /* And its scales, a group to each step, that weights are multiplied by: times a pair of
+     * `factor`. */
+    struct loaded_weights {
+        loaded_tile<FQ_CUDA_STEPS, scaling::weights> tile;
+        uint32_t scale[FQ_CUDA_STEPS];
+
+        __device__ __forceinline__ loaded_weights(const slot_place &from, uint32_t stage, int of)
+            : tile(from, stage, of) {
+#pragma unroll
+            for (int step = 0; step < FQ_CUDA_STEPS; step++)
+                scale[step] = from.load_scales(stage, of * FQ_CUDA_STEPS + step);
+        }
+        __device__ __forceinline__ void dequantize(tile_weights &to, uint32_t factor) const {
+            tile.dequantize(to);
+#pragma unroll
+            for (int step = 0; step < FQ_CUDA_STEPS; step++)
+                row_scales<T>(T::mul(scale[step], factor)).multiply(to[step]);
         }
     };
 
@@ -514,14 +539,150 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         skip(w);
     }
 
+    /* One tile of each strip, whose weights are scaled: a sum is one chain of products. */
+    template <int SLOTS>
+    __device__ __forceinline__ void
+    sum_weights_directly(strip_sums (&sums)[S::SLOTS], const slot_place (&at)[SLOTS],
+                         const uint32_t (&factors)[SLOTS], uint32_t stage, int of,
+                         uint32_t x_first) const {
+        tile_weights a[SLOTS];
+
+        x_first += stage + of / 2 * S::X_PAIR + of % 2 * 128;
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++)
+            loaded_weights(at[s], stage, of).dequantize(a[s], factors[s]);
+#pragma unroll
+        for (int step = 0; step < FQ_CUDA_STEPS; step += 2)
+#pragma unroll
+            for (int j = 0; j < S::N / 8; j++) {
+                uint32_t x[4]; /* two steps */
+
+                ldmatrix_x4(x, x_first + j * 8 * S::X_PITCH + step * 32);
+#pragma unroll
+                for (int s = 0; s < SLOTS; s++) {
+                    float(&sum)[4] = reinterpret_cast<float(&)[4]>(sums[s][j * 4]);
+
+                    T::mma(sum, a[s][step], x[0], x[1]);
+                    T::mma(sum, a[s][step + 1], x[2], x[3]);
+                }
+            }
+    }
+
+    /* The tiles of a walk, weights scaled, by mma.sync. */
+    template <int SLOTS>
+    __device__ __forceinline__ void
+    sum_weights_directly(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
+                         const uint32_t (&factors)[SLOTS], walk &w) const {
+        bool there = false; /* the next stage: as in sum_tiles() */
+
+        while (w.goes_on()) {
+            const uint32_t stage = w.place.stage * cta.stage_bytes, x = x_place();
+            const int tiles = w.tiles(cta);
+            ring_place following = w.place;
+            int of = 0;
+
+            if (!there)
+                mbarrier_wait(cta.full_of(w.place), w.place.parity);
+            following.next(cta.stages_apart());
+            there = mbarrier_is_over(cta.full_of(following), following.parity);
+            for (; of + 2 <= tiles; of += 2)
+#pragma unroll
+                for (int more = 0; more < 2; more++)
+                    sum_weights_directly(sums, at, factors, stage, of + more, x);
+            if (of < tiles)
+                sum_weights_directly(sums, at, factors, stage, of, x);
+            release(cta.empty_of(w.place));
+            w.next(cta);
+        }
+    }
+
+    /* The same by wgmma.  While the tensor cores are at one tile of a strip, the next one is
+     * dequantized. */
+    template <int SLOTS>
+    __device__ __forceinline__ void
+    sum_weights_ahead(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
+                      const uint32_t (&factors)[SLOTS], walk &w) const {
+        constexpr int ITEMS = 2; /* of a round: two tiles, or one of two strips */
+        const uint32_t x = x_place();
+        uint32_t stage = w.place.stage * cta.stage_bytes;
+        int of = 0, tiles = w.tiles(cta); /* of the stage; none: of the walk */
+        tile_weights a[ITEMS];
+        strip_sums all; /* as in sum_tiles() */
+        int thirds = 0;
+
+        if (tiles > 0) {
+            mbarrier_wait(cta.full_of(w.place), w.place.parity);
+            loaded_weights(at[0], stage, 0).dequantize(a[0], factors[0]);
+        }
+        while (tiles > 0) {
+#pragma unroll
+            for (int i = 0; i < ITEMS; i++) {
+                const int slot = i % SLOTS, following = (i + 1) % SLOTS;
+                const uint32_t x_here = uniform(x + stage / 16 + of * (S::X_TILE / 16));
+                const uint32_t empty = cta.empty_of(w.place);
+                bool ends_stage = false, ends_third = false;
+
+                if (SLOTS == 1 && i > 0 && tiles <= 0)
+                    break;
+                if (following == 0) { /* another tile */
+                    ends_stage = ++of == tiles;
+                    if (ends_stage) {
+                        ends_third = next<SLOTS, scaling::weights>(w, at);
+                        of = 0;
+                        tiles = w.tiles(cta);
+                    }
+                }
+                multiply<1>(sums[slot], a[i], 0, x_here, true);
+                if (ends_stage && tiles > 0) {
+                    stage = w.place.stage * cta.stage_bytes;
+                    mbarrier_wait(cta.full_of(w.place), w.place.parity);
+                }
+                if (tiles > 0)
+                    loaded_weights(at[following], stage, of)
+                        .dequantize(a[1 - i], factors[following]);
+                wgmma_wait<0>();
+                settle(sums[slot]);
+                if (ends_stage)
+                    release(empty);
+                if (ends_third)
+                    end_third(all, sums[0], thirds);
+            }
+        }
+        if (S::IN_ORDER)
+            end_thirds(all, sums[0], thirds);
+        skip(w);
+    }
+
+    /* A walk whose weights are scaled. */
+    template <int SLOTS>
+    __device__ __forceinline__ void sum_weights(strip_sums (&sums)[S::SLOTS],
+                                                slot_place (&at)[SLOTS], walk &w) const {
+        float factor[SLOTS];
+        uint32_t factors[SLOTS]; /* twice each, of T */
+
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++) {
+            factor[s] = scale_factor<T>(at[s].matrix);
+            factors[s] = T::pack(factor[s], factor[s]);
+        }
+        if constexpr (S::DIRECT)
+            sum_weights_directly(sums, at, factors, w);
+        else
+            sum_weights_ahead(sums, at, factors, w);
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++)
+#pragma unroll
+            for (int j = 0; j < S::SUMS; j++)
+                sums[s][j] *= 1.0f / factor[s];
+    }
+
     template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
                                               walk &w) const {
         /* Of several segments only where there are registers for it, and one strip: the compiler
          * takes long. */
         constexpr bool AHEAD =
-            !S::DIRECT &&
-            (SEGMENTS == 1 || (SLOTS == 1 && (S::N < 64 || (SEGMENTS == 2 && S::BITS != 8))));
+            !S::DIRECT && (SEGMENTS == 1 || (SLOTS == 1 && (S::N < 64 || S::BITS != 8)));
 
         if constexpr (AHEAD)
             sum_tiles_ahead<SLOTS, SEGMENTS, KIND>(sums, at, w);
@@ -535,7 +696,9 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         const int segments_log2 = cta.launch.segments_log2;
         const scaling kind = static_cast<scaling>(cta.launch.scaling);
 
-        if constexpr (USUAL) {
+        if constexpr (LOOPS == loops::weights) {
+            sum_weights(sums, at, w);
+        } else if constexpr (LOOPS == loops::usual) {
             if (kind == scaling::exact)
                 sum_block<SLOTS, 1, scaling::exact>(sums, at, w);
             else
@@ -545,10 +708,7 @@ template <class S, class T, zero_points ZEROS, bool USUAL> class decode_summer {
         } else if (ZEROS == zero_points::some || kind != scaling::exact) {
             sum_tiles<SLOTS, 4, scaling::any>(sums, at, w);
         } else if constexpr (ZEROS != zero_points::some) {
-            if (segments_log2 == 1)
-                sum_block<SLOTS, 2, scaling::exact>(sums, at, w);
-            else
-                sum_block<SLOTS, 4, scaling::exact>(sums, at, w);
+            sum_block<SLOTS, 2, scaling::exact>(sums, at, w);
         }
     }
 

@@ -39,7 +39,7 @@
 
 /* A launch takes the kernel of the loops that it needs: where one kernel had all loops, launches of
  * 17 to 32 rows took some 5% longer, in much the same instructions (NOTES.md). */
-template <class S, class T, zero_points ZEROS, bool USUAL>
+template <class S, class T, zero_points ZEROS, loops LOOPS>
 __global__ void FQ_CLUSTER(FQ_CUDA_DECODE_SPLIT) __launch_bounds__(S::THREADS, 1)
     hopper_decode(const __grid_constant__ fq_cuda_launch args,
                   const __grid_constant__ CUtensorMap x) {
@@ -61,7 +61,7 @@ __global__ void FQ_CLUSTER(FQ_CUDA_DECODE_SPLIT) __launch_bounds__(S::THREADS, 1
         __syncwarp();
         cluster_wait();
     } else {
-        const decode_summer<S, T, ZEROS, USUAL> summer(cta);
+        const decode_summer<S, T, ZEROS, LOOPS> summer(cta);
         const decode_storer<S, T> storer(cta);
         ring_place place(args.stages, cta.parted() ? cta.group : 0);
 
@@ -83,22 +83,38 @@ __global__ void FQ_CLUSTER(FQ_CUDA_DECODE_SPLIT) __launch_bounds__(S::THREADS, 1
 template <class T> static scaling scaling_of(const fq_cuda_matrix &w, int segments_log2) {
     if (w.scale_bf16 == T::is_f16)
         return scaling::any;
-    if (w.group_steps == FQ_CUDA_STEPS >> segments_log2)
-        return scaling::exact;
+    if (w.group_steps == FQ_CUDA_STEPS >> segments_log2) {
+        if (w.group_steps > 1)
+            return scaling::exact;
+        return w.k >= fq_cuda_exact_below(T::is_f16 ? FQ_F16 : FQ_BF16) ? scaling::weights
+                                                                        : scaling::any;
+    }
     return w.groups == 1 || w.group_steps % (2 * FQ_CUDA_STEPS) == 0 ? scaling::wide : scaling::any;
 }
 
 using decode_kernel = void (*)(fq_cuda_launch, CUtensorMap);
 
-/* usual: as decode_summer has it; some have one kernel, for scales of any kind. */
-template <class S, class T> static decode_kernel choose_kernel(zero_points zeros, bool usual) {
-    if (zeros == zero_points::some)
-        return hopper_decode<S, T, zero_points::some, false>;
-    if (!usual)
-        return zeros == zero_points::all ? hopper_decode<S, T, zero_points::all, false>
-                                         : hopper_decode<S, T, zero_points::none, false>;
-    return zeros == zero_points::all ? hopper_decode<S, T, zero_points::all, true>
-                                     : hopper_decode<S, T, zero_points::none, true>;
+template <class S, class T, zero_points ZEROS> static decode_kernel choose_kernel(loops of) {
+    switch (of) {
+    case loops::usual:
+        return hopper_decode<S, T, ZEROS, loops::usual>;
+    case loops::weights:
+        return hopper_decode<S, T, ZEROS, loops::weights>;
+    default:
+        return hopper_decode<S, T, ZEROS, loops::any>;
+    }
+}
+
+/* Where some have zero points there is one kernel. */
+template <class S, class T> static decode_kernel choose_kernel(zero_points zeros, loops of) {
+    switch (zeros) {
+    case zero_points::none:
+        return choose_kernel<S, T, zero_points::none>(of);
+    case zero_points::all:
+        return choose_kernel<S, T, zero_points::all>(of);
+    default:
+        return hopper_decode<S, T, zero_points::some, loops::any>;
+    }
 }
 
 template <class S, class T>
@@ -113,7 +129,7 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
     const bool parted = args.third != 0 && S::PARTING == parting::any;
     const int enough = parted ? S::ENOUGH_IN_TURNS : S::ENOUGH_STAGES;
     scaling kind;
-    bool usual;
+    loops of = loops::any;
 
     static_assert(S::SLOTS == 1 ||
                   S::stages_of(S::stage_bytes(2, S::SLOTS, 2 * FQ_CUDA_STEPS, true),
@@ -145,9 +161,12 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
         (gated && scaling_of<T>(args.gate, args.segments_log2) != kind))
         kind = scaling::any;
     args.scaling = static_cast<int>(kind);
-    usual = kind == scaling::wide || (kind == scaling::exact && args.segments_log2 == 0);
+    if (kind == scaling::weights)
+        of = loops::weights;
+    else if (kind == scaling::wide || (kind == scaling::exact && args.segments_log2 == 0))
+        of = loops::usual;
     return launch_overlapped(
-        choose_kernel<S, T>(zeros, usual), dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
+        choose_kernel<S, T>(zeros, of), dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
         fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT, stream, args, x);
 }
 
@@ -203,11 +222,12 @@ static cudaError_t queue_decode_any(const fq_cuda_launch &args, const CUtensorMa
 }
 
 template <class S, class T> static cudaError_t prepare_decode() {
-    static constexpr zero_points all[] = {zero_points::none, zero_points::all, zero_points::some};
+    static constexpr zero_points zeros[] = {zero_points::none, zero_points::all, zero_points::some};
+    static constexpr loops of[] = {loops::any, loops::usual, loops::weights};
 
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 9; i++) {
         const void *kernel =
-            reinterpret_cast<const void *>(choose_kernel<S, T>(all[i / 2], i % 2 != 0));
+            reinterpret_cast<const void *>(choose_kernel<S, T>(zeros[i / 3], of[i % 3]));
         cudaError_t error =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
 

@@ -29,18 +29,6 @@
 
 #ifdef FQ_HOPPER_CODE
 
-/* 2^e such that the largest scale times it lies in [8, 16), or below 8 with scales so small that
- * nothing else would be left of fp32's range; 1 where there is none. */
-static __device__ __forceinline__ float scale_factor(const fq_cuda_matrix &w) {
-    uint32_t bits = __ldg(&w.meta->largest_scale);
-    int exponent = (int)(bits >> 23) - 127;
-
-    if (bits == 0 || bits >= 0x7f800000u)
-        return 1.0f;
-    exponent = 3 - max(exponent, -114);
-    return __uint_as_float((uint32_t)(127 + exponent) << 23);
-}
-
 template <class S, class T> class prefiller : prefill_storer<S, T> {
     using codes_of = dequantizer<S::BITS, T, reading::own>;
     using cta = prefill_cta<S>;
@@ -159,7 +147,7 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
 
     /* What the codes of one strip become weights by: of one group. */
     struct group_terms {
-        scale_pair<T> low, high; /* of rows g and g+8 */
+        row_scales<T> scales, rest; /* rest: see SCALE_PARTS */
         typename codes_of::zero_terms zero;
     };
 
@@ -180,20 +168,34 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
 
     /* How a matrix's scales are to be read, and by what to multiply them. */
     struct scale_kind {
-        bool bf16;
+        bool of_t;
         float factor;
+        uint32_t factors; /* twice, of T; of use where scales are of T */
     };
 
-    /* stage: bytes from the first stage to this one. */
-    template <bool ZEROS>
+    /*
+     * stage: bytes from the first stage to this one.  SCALE_PARTS: 0, scales are of T; or they are
+     * of the other type, which fp16 holds in one part where the factor brings them into its range,
+     * and of whose eleven bits bf16 holds eight, and the others in a second one.
+     */
+    template <bool ZEROS, int SCALE_PARTS>
     __device__ __forceinline__ void load_terms(group_terms &terms, const lane_place &at,
                                                uint32_t stage, int slot,
                                                const scale_kind &kind) const {
-        const float2 scale =
-            unpack_scales(lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES), kind.bf16);
+        const uint32_t loaded = lds_32(at.scales + stage + slot * FQ_CUDA_SCALE_BYTES);
 
-        terms.low = scale_pair<T>(scale.x * kind.factor);
-        terms.high = scale_pair<T>(scale.y * kind.factor);
+        if constexpr (SCALE_PARTS == 0) {
+            terms.scales = row_scales<T>(T::mul(loaded, kind.factors));
+        } else {
+            const float2 scale = unpack_scales(loaded, T::is_f16);
+            const float low = scale.x * kind.factor, high = scale.y * kind.factor;
+            const uint32_t pair = T::pack(low, high);
+
+            terms.scales = row_scales<T>(pair);
+            if constexpr (SCALE_PARTS == 2)
+                terms.rest = row_scales<T>(T::pack(low - __uint_as_float(pair << 16),
+                                                   high - __uint_as_float(pair & 0xffff0000u)));
+        }
         if (ZEROS)
             terms.zero =
                 codes_of::unpack_zeros(lds_16(at.zeros + stage + slot * FQ_CUDA_ZERO_BYTES));
@@ -208,10 +210,10 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
     __device__ __forceinline__ void dequantize(fragments &a, const lane_place &at, uint32_t stage,
                                                const scale_kind &kind,
                                                const group_phase &groups) const {
-        if (T::is_f16 || kind.bf16)
-            dequantize_by<SEGMENTS, ZEROS, 1>(a, at, stage, kind, groups);
+        if (kind.of_t)
+            dequantize_by<SEGMENTS, ZEROS, 0>(a, at, stage, kind, groups);
         else
-            dequantize_by<SEGMENTS, ZEROS, 2>(a, at, stage, kind, groups);
+            dequantize_by<SEGMENTS, ZEROS, T::is_f16 ? 1 : 2>(a, at, stage, kind, groups);
     }
 
     template <int SEGMENTS, bool ZEROS, int SCALE_PARTS>
@@ -225,12 +227,13 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
 #pragma unroll
         for (int step = 0; step < FQ_CUDA_STEPS; step++) {
             if (step % (FQ_CUDA_STEPS / SEGMENTS) == 0)
-                load_terms<ZEROS>(terms, at, stage, SEGMENTS == 1 ? 0 : groups.slot(step), kind);
+                load_terms<ZEROS, SCALE_PARTS>(terms, at, stage,
+                                               SEGMENTS == 1 ? 0 : groups.slot(step), kind);
             codes_of::fragment(a[step], codes, step, terms.zero);
-            a[step][0] = terms.low.template times<SCALE_PARTS>(a[step][0]);
-            a[step][1] = terms.high.template times<SCALE_PARTS>(a[step][1]);
-            a[step][2] = terms.low.template times<SCALE_PARTS>(a[step][2]);
-            a[step][3] = terms.high.template times<SCALE_PARTS>(a[step][3]);
+            if constexpr (SCALE_PARTS == 2)
+                terms.scales.multiply(a[step], terms.rest);
+            else
+                terms.scales.multiply(a[step]);
         }
     }
 
@@ -283,7 +286,8 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
         group_phase groups(w, segment.begin);
         fragments a[2];
         const lane_place at(*this);
-        const scale_kind kind = {w.scale_bf16 != 0, factor * fragment_factor<S::BITS, T>};
+        const float by = factor * fragment_factor<S::BITS, T>;
+        const scale_kind kind = {w.scale_bf16 != T::is_f16, by, T::pack(by, by)};
         int left = segment.end - segment.begin;
         bool at_first = true;
 
@@ -418,7 +422,7 @@ template <class S, class T> class prefiller : prefill_storer<S, T> {
 
         /* of the matrix that all strips of this warpgroup are of */
         const float factor =
-            scale_factor(PAIRS && launch.gate.codes && group == 0 ? launch.gate : launch.w);
+            scale_factor<T>(PAIRS && launch.gate.codes && group == 0 ? launch.gate : launch.w);
 
         grid_wait();
         if (group == 1)

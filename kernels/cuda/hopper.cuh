@@ -108,6 +108,22 @@ static inline int slots_within(const fq_cuda_launch &launch, int tiles, int alig
     return slots > gate ? slots : gate;
 }
 
+/*
+ * 2^e such that the largest scale times it lies in [8, 16), or below 8 with scales so small that
+ * nothing else would be left of fp32's range; 1 where there is none.  Weights whose scales are
+ * multiplied by it do not leave the range of T.  Where scales are of T, so is the factor: of fp16
+ * 2^15 is enough, times which the least scale that there can be is 2^-9.
+ */
+template <class T> static __device__ __forceinline__ float scale_factor(const fq_cuda_matrix &w) {
+    const uint32_t bits = __ldg(&w.meta->largest_scale);
+    const int most = T::is_f16 && !w.scale_bf16 ? 15 : 117;
+    const int exponent = (int)(bits >> 23) - 127;
+
+    if (bits == 0 || bits >= 0x7f800000u)
+        return 1.0f;
+    return __uint_as_float((uint32_t)(127 + min(3 - exponent, most)) << 23);
+}
+
 /* The place in a ring, counted on by producer and consumers alike. */
 struct ring_place {
     int stage;

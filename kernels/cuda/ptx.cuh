@@ -136,6 +136,25 @@ static __device__ __forceinline__ uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
 #endif
 }
 
+/* One half of a word in both: as an operand of fp16 and bf16 instructions it is free, which what
+ * prmt() makes is not. */
+static __device__ __forceinline__ uint32_t twice_low(uint32_t pair) {
+    uint32_t d;
+
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {low, low};\n}"
+        : "=r"(d)
+        : "r"(pair));
+    return d;
+}
+static __device__ __forceinline__ uint32_t twice_high(uint32_t pair) {
+    uint32_t d;
+
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {high, high};\n}"
+        : "=r"(d)
+        : "r"(pair));
+    return d;
+}
+
 static __device__ __forceinline__ uint32_t mul_f16x2(uint32_t a, uint32_t b) {
     uint32_t d;
 
