@@ -130,10 +130,10 @@ void stays_within_the_bounds_in_full_stages(void **context) {
     struct fq_backend *backend;
     struct fq_device_info info = open_target(*context, 0, &backend);
 
-    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 3; i++) {
-        const size_t row = i / COUNT(all_bits); /* of ms, three times */
+    for (size_t i = 0; info.device_memory && i < COUNT(ms) * COUNT(all_bits) * 4; i++) {
+        const size_t row = i / COUNT(all_bits); /* of ms, four times */
         const bool shortest = row >= 2 * COUNT(ms);
-        const bool zeros = shortest ? row % 2 : row >= COUNT(ms);
+        const bool zeros = row / COUNT(ms) % 2 != 0;
         const int64_t group = shortest ? 16 : (row + zeros) % 2 ? 128 : 64;
         const enum fq_dtype type = i % 2 ? FQ_BF16 : FQ_F16;
         struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],

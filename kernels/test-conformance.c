@@ -7,6 +7,8 @@
  *     test-conformance            every backend of this build that opens, and
  *                                 every instruction set of the cpu backend
  *     test-conformance cuda       that one; exits 77 where it has no device
+ *     test-conformance cuda '*company*'
+ *                                 of that, the tests whose names match
  *
  * The product of all parameters is too large: every combination of bits, group
  * size, scale type and zero points is run FINEQUANT_TEST_ROUNDS times with the
@@ -263,6 +265,27 @@ static void rows_do_not_depend_on_their_company(void **context) {
         shape.x_aligned = i % 4 < 3;
         check_invariance(backend, &shape);
     }
+    /* groups of 16, whose weights a GPU scales; pairs, two strips a worker, and more than three */
+    for (size_t i = 0; i < COUNT(all_bits) * 4; i++) {
+        static const int64_t ns[] = {130, 5000, 13000};
+        const size_t round = i / COUNT(all_bits);
+        const enum fq_dtype type = round % 2 ? FQ_BF16 : FQ_F16;
+        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)],
+                              .zeros = round / 2,
+                              .group = 16,
+                              .scale_type = type};
+
+        draw(&shape, &info);
+        shape.type = type;
+        shape.m = FQ_DECODE_ROWS;
+        shape.n = info.device_memory ? ns[(i + round) % COUNT(ns)] : ns[0];
+        shape.k = shape.n == ns[1] ? 3200 : 640;
+        shape.group = 16;
+        shape.gate_group = shape.n == ns[0] ? 16 : 0;
+        shape.row_pointers = true;
+        shape.x_aligned = i % 4 < 3;
+        check_invariance(backend, &shape);
+    }
     fq_backend_free(backend);
 }
 
@@ -465,6 +488,8 @@ int main(int argc, char **argv) {
         tests[i] = (struct CMUnitTest){names[i], properties[property].body, begin_test, end_test,
                                        &targets[target]};
     }
+    if (argc > 2)
+        cmocka_set_test_filter(argv[2]);
     print_message("seed %" PRIu64 ", %u rounds\n", seed, rounds);
     return _cmocka_run_group_tests("conformance", tests, count * COUNT(properties), NULL, NULL) !=
            0;

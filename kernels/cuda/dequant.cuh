@@ -3,7 +3,7 @@
  * From packed codes to mma fragments, in registers.  A fragment holds code −
  * zero, an integer of at most eight bits and a sign and so exact in fp16 and bf16, or that by a
  * power of two (fragment_factor); the scale is applied afterwards: in fp32 to the sums of a group
- * (decode, sm_80), or to the fragment (prefill on Hopper).
+ * (decode, sm_80), or to the fragment (on Hopper prefill, and decode in groups of 16).
  *
  * An integer c becomes a float without a conversion by putting it into the low
  * mantissa bits of a power of two: 0x6400 | c is 1024 + c in fp16 (ten mantissa
@@ -210,9 +210,11 @@ template <int BITS, class T, reading READING> struct dequantizer {
             const uint32_t both = mul_bf16x2(widened(pair, 0), FQ_BF16_MINUS_LARGEST);
 
             return {{twice_low(both)}, {twice_high(both)}};
-        } else if constexpr (BITS == 4) { /* 1024 + zero, and 64 + zero or that negated; */
-            const uint32_t both = widened(pair, T::is_f16 ? 0x64 : 0x42); /* 32 + zero / 4 */
-            const uint32_t less = T::is_f16 ? 0x63806380u : 0x42004200u;  /* 960; 32 */
+        } else if constexpr (BITS == 4) {
+            /* in fp16 1024 + zero, and 64 + zero or that negated; in bf16 32 + zero / 4, and
+             * −zero / 4 */
+            const uint32_t both = widened(pair, T::is_f16 ? 0x64 : 0x42);
+            const uint32_t less = T::is_f16 ? 0x63806380u : 0x42004200u; /* 960, 32 */
 
             return {{twice_low(both)},
                     {twice_high(T::is_f16 && OWN ? T::sub(both, less) : T::sub(less, both))}};

@@ -14,7 +14,8 @@
  * What the compiler is to know of a launch's scales.  `exact`: the segments that a tile is summed
  * in are groups.  `wide`: groups hold two tiles, from an even one on, whose products are summed
  * before they are scaled.  `weights`: each step is a group, too few terms for sums to be scaled, so
- * that weights are.  Of all three, scales are of X's type.
+ * that weights are, where K has as many terms as that wants (fq_cuda_exact_below()).  Of all three,
+ * scales are of X's type.
  */
 enum class scaling {
     any,
@@ -24,7 +25,7 @@ enum class scaling {
 };
 
 /* The loops of a kernel.  `usual`: for scales that are `exact` for whole tiles, or `wide`;
- * `weights`: for those; `any`: for all others. */
+ * `weights`: for scaling::weights; `any`: for all others. */
 enum class loops {
     any,
     usual,

@@ -144,7 +144,7 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
 
     /* Behind its last one. */
     __device__ __forceinline__ void finish(strip_sums &sums) const {
-        if constexpr (fragment_factor<S::BITS, T> != 1) {
+        if constexpr (LOOPS != loops::weights && fragment_factor<S::BITS, T> != 1) {
 #pragma unroll
             for (int j = 0; j < S::SUMS; j++)
                 sums[j] *= fragment_factor<S::BITS, T>;
@@ -282,17 +282,15 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
     /* And its scales, a group to each step, that weights are multiplied by: times a pair of
      * `factor`. */
     struct loaded_weights {
-        loaded_tile<FQ_CUDA_STEPS, scaling::weights> tile;
+        loaded_tile<FQ_CUDA_STEPS, scaling::weights> loaded;
         uint32_t scale[FQ_CUDA_STEPS];
 
-        __device__ __forceinline__ loaded_weights(const slot_place &from, uint32_t stage, int of)
-            : tile(from, stage, of) {
-#pragma unroll
-            for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                scale[step] = from.load_scales(stage, of * FQ_CUDA_STEPS + step);
+        __device__ __forceinline__ loaded_weights(const slot_place &from, uint32_t stage, int tile)
+            : loaded(from, stage, tile) {
+            load_scales<FQ_CUDA_STEPS, scaling::weights>(scale, from, stage, tile);
         }
         __device__ __forceinline__ void dequantize(tile_weights &to, uint32_t factor) const {
-            tile.dequantize(to);
+            loaded.dequantize(to);
 #pragma unroll
             for (int step = 0; step < FQ_CUDA_STEPS; step++)
                 row_scales<T>(T::mul(scale[step], factor)).multiply(to[step]);
@@ -301,8 +299,8 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
 
     /* The scales of a tile's segments, as they lie in a stage. */
     template <int SEGMENTS, scaling KIND>
-    __device__ __forceinline__ void load_scales(uint32_t (&to)[SEGMENTS], const slot_place &from,
-                                                uint32_t stage, int tile) const {
+    static __device__ __forceinline__ void
+    load_scales(uint32_t (&to)[SEGMENTS], const slot_place &from, uint32_t stage, int tile) {
 #pragma unroll
         for (int segment = 0; segment < SEGMENTS; segment++)
             to[segment] =
@@ -539,12 +537,19 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
         skip(w);
     }
 
+    /* Rounded before anything is added. */
+    static __device__ __forceinline__ void multiply_sums(strip_sums &sums, float by) {
+#pragma unroll
+        for (int j = 0; j < S::SUMS; j++)
+            sums[j] = __fmul_rn(sums[j], by);
+    }
+
     /* One tile of each strip, whose weights are scaled: a sum is one chain of products. */
     template <int SLOTS>
     __device__ __forceinline__ void
-    sum_weights_directly(strip_sums (&sums)[S::SLOTS], const slot_place (&at)[SLOTS],
-                         const uint32_t (&factors)[SLOTS], uint32_t stage, int of,
-                         uint32_t x_first) const {
+    sum_tile_of_weights(strip_sums (&sums)[S::SLOTS], const slot_place (&at)[SLOTS],
+                        const uint32_t (&factors)[SLOTS], uint32_t stage, int of,
+                        uint32_t x_first) const {
         tile_weights a[SLOTS];
 
         x_first += stage + of / 2 * S::X_PAIR + of % 2 * 128;
@@ -568,12 +573,13 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
             }
     }
 
-    /* The tiles of a walk, weights scaled, by mma.sync. */
+    /* The tiles of a walk, weights scaled, by mma.sync.  Whether the next stage is there is asked
+     * when one begins: see sum_tiles(). */
     template <int SLOTS>
     __device__ __forceinline__ void
     sum_weights_directly(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
                          const uint32_t (&factors)[SLOTS], walk &w) const {
-        bool there = false; /* the next stage: as in sum_tiles() */
+        bool there = false;
 
         while (w.goes_on()) {
             const uint32_t stage = w.place.stage * cta.stage_bytes, x = x_place();
@@ -588,20 +594,21 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
             for (; of + 2 <= tiles; of += 2)
 #pragma unroll
                 for (int more = 0; more < 2; more++)
-                    sum_weights_directly(sums, at, factors, stage, of + more, x);
+                    sum_tile_of_weights(sums, at, factors, stage, of + more, x);
             if (of < tiles)
-                sum_weights_directly(sums, at, factors, stage, of, x);
+                sum_tile_of_weights(sums, at, factors, stage, of, x);
             release(cta.empty_of(w.place));
             w.next(cta);
         }
     }
 
     /* The same by wgmma.  While the tensor cores are at one tile of a strip, the next one is
-     * dequantized. */
+     * dequantized.  rest: what sums are to be multiplied by; each third's before they are added, as
+     * where warpgroups have them. */
     template <int SLOTS>
     __device__ __forceinline__ void
     sum_weights_ahead(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                      const uint32_t (&factors)[SLOTS], walk &w) const {
+                      const uint32_t (&factors)[SLOTS], const float (&rest)[SLOTS], walk &w) const {
         constexpr int ITEMS = 2; /* of a round: two tiles, or one of two strips */
         const uint32_t x = x_place();
         uint32_t stage = w.place.stage * cta.stage_bytes;
@@ -644,36 +651,43 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
                 settle(sums[slot]);
                 if (ends_stage)
                     release(empty);
-                if (ends_third)
+                if (ends_third) {
+                    multiply_sums(sums[0], rest[0]);
                     end_third(all, sums[0], thirds);
+                }
             }
         }
+        skip(w);
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++)
+            multiply_sums(sums[s], rest[s]);
         if (S::IN_ORDER)
             end_thirds(all, sums[0], thirds);
-        skip(w);
     }
 
     /* A walk whose weights are scaled. */
     template <int SLOTS>
     __device__ __forceinline__ void sum_weights(strip_sums (&sums)[S::SLOTS],
                                                 slot_place (&at)[SLOTS], walk &w) const {
-        float factor[SLOTS];
-        uint32_t factors[SLOTS]; /* twice each, of T */
+        uint32_t factors[SLOTS]; /* twice each, of T: what scales are multiplied by */
+        float rest[SLOTS];
 
 #pragma unroll
         for (int s = 0; s < SLOTS; s++) {
-            factor[s] = scale_factor<T>(at[s].matrix);
-            factors[s] = T::pack(factor[s], factor[s]);
+            const float factor = scale_factor<T>(at[s].matrix);
+            const float by = factor * fragment_factor<S::BITS, T>;
+
+            factors[s] = T::pack(by, by);
+            rest[s] = 1.0f / factor;
         }
-        if constexpr (S::DIRECT)
+        if constexpr (S::DIRECT) {
             sum_weights_directly(sums, at, factors, w);
-        else
-            sum_weights_ahead(sums, at, factors, w);
 #pragma unroll
-        for (int s = 0; s < SLOTS; s++)
-#pragma unroll
-            for (int j = 0; j < S::SUMS; j++)
-                sums[s][j] *= 1.0f / factor[s];
+            for (int s = 0; s < SLOTS; s++)
+                multiply_sums(sums[s], rest[s]);
+        } else {
+            sum_weights_ahead(sums, at, factors, rest, w);
+        }
     }
 
     template <int SLOTS, int SEGMENTS, scaling KIND>
@@ -707,7 +721,7 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
             sum_block<SLOTS, 1, scaling::any>(sums, at, w);
         } else if (ZEROS == zero_points::some || kind != scaling::exact) {
             sum_tiles<SLOTS, 4, scaling::any>(sums, at, w);
-        } else if constexpr (ZEROS != zero_points::some) {
+        } else if constexpr (ZEROS != zero_points::some) { /* groups of 32 */
             sum_block<SLOTS, 2, scaling::exact>(sums, at, w);
         }
     }

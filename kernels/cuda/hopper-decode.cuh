@@ -20,9 +20,9 @@
  * 32 rows such a strip is one warpgroup's, too, of two, which sums it third by third.
  *
  * W is the register operand of the tensor cores, rows of X are columns of theirs.  Sums of a group,
- * or of up to two tiles of it, are scaled in fp32.  mma.sync and wgmma of any width sum a column
- * alike, and which tiles are summed together does not depend on m: a row's bits are the same alone
- * and among 63 others.
+ * or of up to two tiles of it, are scaled in fp32; in groups of 16 the weights are, as the
+ * prefill's.  mma.sync and wgmma of any width sum a column alike, and which tiles are summed
+ * together does not depend on m: a row's bits are the same alone and among 63 others.
  *
  * Up to 16 rows, X comes straight from the rows, and mma.sync multiplies.  More rows are multiplied
  * by wgmma, and come by a tensor map where they are equally far apart; else they are arranged
@@ -94,8 +94,8 @@ template <class T> static scaling scaling_of(const fq_cuda_matrix &w, int segmen
 
 using decode_kernel = void (*)(fq_cuda_launch, CUtensorMap);
 
-template <class S, class T, zero_points ZEROS> static decode_kernel choose_kernel(loops of) {
-    switch (of) {
+template <class S, class T, zero_points ZEROS> static decode_kernel choose_kernel(loops wanted) {
+    switch (wanted) {
     case loops::usual:
         return hopper_decode<S, T, ZEROS, loops::usual>;
     case loops::weights:
@@ -106,12 +106,12 @@ template <class S, class T, zero_points ZEROS> static decode_kernel choose_kerne
 }
 
 /* Where some have zero points there is one kernel. */
-template <class S, class T> static decode_kernel choose_kernel(zero_points zeros, loops of) {
+template <class S, class T> static decode_kernel choose_kernel(zero_points zeros, loops wanted) {
     switch (zeros) {
     case zero_points::none:
-        return choose_kernel<S, T, zero_points::none>(of);
+        return choose_kernel<S, T, zero_points::none>(wanted);
     case zero_points::all:
-        return choose_kernel<S, T, zero_points::all>(of);
+        return choose_kernel<S, T, zero_points::all>(wanted);
     default:
         return hopper_decode<S, T, zero_points::some, loops::any>;
     }
@@ -129,7 +129,7 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
     const bool parted = args.third != 0 && S::PARTING == parting::any;
     const int enough = parted ? S::ENOUGH_IN_TURNS : S::ENOUGH_STAGES;
     scaling kind;
-    loops of = loops::any;
+    loops wanted = loops::any;
 
     static_assert(S::SLOTS == 1 ||
                   S::stages_of(S::stage_bytes(2, S::SLOTS, 2 * FQ_CUDA_STEPS, true),
@@ -162,11 +162,11 @@ static cudaError_t queue_decode(fq_cuda_launch args, const CUtensorMap &x, cudaS
         kind = scaling::any;
     args.scaling = static_cast<int>(kind);
     if (kind == scaling::weights)
-        of = loops::weights;
+        wanted = loops::weights;
     else if (kind == scaling::wide || (kind == scaling::exact && args.segments_log2 == 0))
-        of = loops::usual;
+        wanted = loops::usual;
     return launch_overlapped(
-        choose_kernel<S, T>(zeros, of), dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
+        choose_kernel<S, T>(zeros, wanted), dim3(args.clusters * FQ_CUDA_DECODE_SPLIT), S::THREADS,
         fixed + args.stages * (args.stage_bytes + 16), FQ_CUDA_DECODE_SPLIT, stream, args, x);
 }
 
@@ -222,18 +222,15 @@ static cudaError_t queue_decode_any(const fq_cuda_launch &args, const CUtensorMa
 }
 
 template <class S, class T> static cudaError_t prepare_decode() {
-    static constexpr zero_points zeros[] = {zero_points::none, zero_points::all, zero_points::some};
-    static constexpr loops of[] = {loops::any, loops::usual, loops::weights};
+    for (zero_points zeros : {zero_points::none, zero_points::all, zero_points::some})
+        for (loops wanted : {loops::any, loops::usual, loops::weights}) {
+            const void *kernel = reinterpret_cast<const void *>(choose_kernel<S, T>(zeros, wanted));
+            cudaError_t error = cudaFuncSetAttribute(
+                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
 
-    for (int i = 0; i < 9; i++) {
-        const void *kernel =
-            reinterpret_cast<const void *>(choose_kernel<S, T>(zeros[i / 3], of[i % 3]));
-        cudaError_t error =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED);
-
-        if (error != cudaSuccess)
-            return error;
-    }
+            if (error != cudaSuccess)
+                return error;
+        }
     return cudaSuccess;
 }
 

@@ -112,7 +112,8 @@ static inline int slots_within(const fq_cuda_launch &launch, int tiles, int alig
  * 2^e such that the largest scale times it lies in [8, 16), or below 8 with scales so small that
  * nothing else would be left of fp32's range; 1 where there is none.  Weights whose scales are
  * multiplied by it do not leave the range of T.  Where scales are of T, so is the factor: of fp16
- * 2^15 is enough, times which the least scale that there can be is 2^-9.
+ * 2^15 is enough, times which the least scale that there can be is 2^-9.  Where the largest is 16
+ * or more, fp16 scales below 2^-17 of it lose bits.
  */
 template <class T> static __device__ __forceinline__ float scale_factor(const fq_cuda_matrix &w) {
     const uint32_t bits = __ldg(&w.meta->largest_scale);
