@@ -144,7 +144,7 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
 
     /* Behind its last one. */
     __device__ __forceinline__ void finish(strip_sums &sums) const {
-        if constexpr (LOOPS != loops::weights && fragment_factor<S::BITS, T> != 1) {
+        if constexpr (fragment_factor<S::BITS, T> != 1) {
 #pragma unroll
             for (int j = 0; j < S::SUMS; j++)
                 sums[j] *= fragment_factor<S::BITS, T>;
@@ -537,13 +537,6 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
         skip(w);
     }
 
-    /* Rounded before anything is added. */
-    static __device__ __forceinline__ void multiply_sums(strip_sums &sums, float by) {
-#pragma unroll
-        for (int j = 0; j < S::SUMS; j++)
-            sums[j] = __fmul_rn(sums[j], by);
-    }
-
     /* One tile of each strip, whose weights are scaled: a sum is one chain of products. */
     template <int SLOTS>
     __device__ __forceinline__ void
@@ -603,12 +596,11 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
     }
 
     /* The same by wgmma.  While the tensor cores are at one tile of a strip, the next one is
-     * dequantized.  rest: what sums are to be multiplied by; each third's before they are added, as
-     * where warpgroups have them. */
+     * dequantized. */
     template <int SLOTS>
     __device__ __forceinline__ void
     sum_weights_ahead(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                      const uint32_t (&factors)[SLOTS], const float (&rest)[SLOTS], walk &w) const {
+                      const uint32_t (&factors)[SLOTS], walk &w) const {
         constexpr int ITEMS = 2; /* of a round: two tiles, or one of two strips */
         const uint32_t x = x_place();
         uint32_t stage = w.place.stage * cta.stage_bytes;
@@ -651,43 +643,36 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
                 settle(sums[slot]);
                 if (ends_stage)
                     release(empty);
-                if (ends_third) {
-                    multiply_sums(sums[0], rest[0]);
+                if (ends_third)
                     end_third(all, sums[0], thirds);
-                }
             }
         }
-        skip(w);
-#pragma unroll
-        for (int s = 0; s < SLOTS; s++)
-            multiply_sums(sums[s], rest[s]);
         if (S::IN_ORDER)
             end_thirds(all, sums[0], thirds);
+        skip(w);
     }
 
     /* A walk whose weights are scaled. */
     template <int SLOTS>
     __device__ __forceinline__ void sum_weights(strip_sums (&sums)[S::SLOTS],
                                                 slot_place (&at)[SLOTS], walk &w) const {
-        uint32_t factors[SLOTS]; /* twice each, of T: what scales are multiplied by */
-        float rest[SLOTS];
+        float factor[SLOTS];
+        uint32_t factors[SLOTS]; /* twice each, of T */
 
 #pragma unroll
         for (int s = 0; s < SLOTS; s++) {
-            const float factor = scale_factor<T>(at[s].matrix);
-            const float by = factor * fragment_factor<S::BITS, T>;
-
-            factors[s] = T::pack(by, by);
-            rest[s] = 1.0f / factor;
+            factor[s] = scale_factor<T>(at[s].matrix);
+            factors[s] = T::pack(factor[s], factor[s]);
         }
-        if constexpr (S::DIRECT) {
+        if constexpr (S::DIRECT)
             sum_weights_directly(sums, at, factors, w);
+        else
+            sum_weights_ahead(sums, at, factors, w);
 #pragma unroll
-            for (int s = 0; s < SLOTS; s++)
-                multiply_sums(sums[s], rest[s]);
-        } else {
-            sum_weights_ahead(sums, at, factors, rest, w);
-        }
+        for (int s = 0; s < SLOTS; s++)
+#pragma unroll
+            for (int j = 0; j < S::SUMS; j++)
+                sums[s][j] *= 1.0f / factor[s];
     }
 
     template <int SLOTS, int SEGMENTS, scaling KIND>
