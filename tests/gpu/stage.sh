@@ -6,7 +6,7 @@
 #
 #     tests/gpu/stage.sh BUILD_FOLDER STAGE_FOLDER
 #
-# Build first: make, and make check TESTS= for the tests.
+# Brings the build up to date first, the tests' programs, too: make alone leaves those as they were.
 set -eu
 if [ $# -ne 2 ]; then
     echo "usage: stage.sh BUILD_FOLDER STAGE_FOLDER" >&2
@@ -15,6 +15,8 @@ fi
 build=$1
 stage=$2
 source=$(cd "$(dirname "$0")/../.." && pwd)
+make -C "$build" all >/dev/null
+make -C "$build" check TESTS= >/dev/null
 rm -rf "$stage"
 mkdir -p "$stage/bin" "$stage/lib"
 
