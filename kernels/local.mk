@@ -55,6 +55,7 @@ CUDA_SOURCES = kernels/cuda/backend.c kernels/cuda/memory.c kernels/cuda/slab.c 
 	kernels/cuda/epilogue.cuh kernels/cuda/hopper.cuh kernels/cuda/hopper-decode.cuh \
 	kernels/cuda/hopper-decode-cta.cuh kernels/cuda/hopper-decode-produce.cuh \
 	kernels/cuda/hopper-decode-store.cuh kernels/cuda/hopper-decode-sum.cuh \
+	kernels/cuda/hopper-decode-consume.cuh kernels/cuda/hopper-decode-weights.cuh \
 	kernels/cuda/hopper-parts.cuh \
 	kernels/cuda/hopper-prefill-cta.cuh kernels/cuda/hopper-prefill-store.cuh \
 	kernels/cuda/hopper-prefill.cuh kernels/cuda/gemm.cuh kernels/cuda/decode.cuh \

@@ -2,8 +2,8 @@
 /*
  * A CTA of hopper-decode.cuh: how large its parts are for so many rows of X and bits
  * (decode_shape), and which strips and tiles are its own, where they lie in shared memory, and its
- * barriers (decode_cta).  What its warps do is in hopper-decode-produce.cuh, -sum.cuh and
- * -store.cuh.
+ * barriers (decode_cta).  What its warps do is in hopper-decode-produce.cuh,
+ * -consume.cuh, -sum.cuh, -weights.cuh and -store.cuh.
  */
 #ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_CTA_CUH
 #define FQ_KERNELS_CUDA_HOPPER_DECODE_CTA_CUH

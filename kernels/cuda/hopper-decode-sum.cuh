@@ -1,175 +1,39 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The consumers of hopper-decode.cuh: from the stages of the ring to a CTA's sums of its strips,
- * over its half of K.
+ * over its half of K.  Sums of groups are scaled here; where weights are, hopper-decode-weights.cuh
+ * takes over.
  */
 #ifndef FQ_KERNELS_CUDA_HOPPER_DECODE_SUM_CUH
 #define FQ_KERNELS_CUDA_HOPPER_DECODE_SUM_CUH
 
-#include "hopper-decode-cta.cuh"
+#include "hopper-decode-weights.cuh"
 
 #ifdef FQ_HOPPER_CODE
 
-template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer {
+template <class S, class T, zero_points ZEROS, loops LOOPS>
+class decode_summer : decode_weights_summer<S, T, ZEROS> {
+    using base = decode_weights_summer<S, T, ZEROS>;
     using codes_of = dequantizer<S::BITS, T, decode_reading(S::BITS, S::N)>;
     using zero_terms = typename codes_of::zero_terms;
-    static constexpr bool SYMMETRIC = ZEROS == zero_points::none;
-    /* int3 of up to 8 rows takes as long as its instructions do, and has registers to spare. */
-    static constexpr bool ISSUE_BOUND = LOOPS == loops::usual && S::BITS == 3 && S::N == 8;
     using block_place = typename decode_cta<S>::block_place;
     using strip_sums = typename decode_cta<S>::strip_sums;
-    const decode_cta<S> &cta;
-    int arrives; /* 1: this lane counts its warp in at a barrier */
-
-    /* Whether the segments of a tile are groups. */
-    template <scaling KIND> static __device__ __forceinline__ constexpr bool has_groups() {
-        return KIND == scaling::exact || KIND == scaling::weights;
-    }
-
-    /* Where a thread finds the codes and scales of one of its strips: addresses in the first stage;
-     * and how to read them. */
-    struct slot_place {
-        uint32_t codes, scales, zeros;
-        bool bf16_scales, has_zeros;
-        group_phase groups;
-        const fq_cuda_matrix &matrix;
-
-        __device__ __forceinline__ slot_place(const decode_cta<S> &d, const block_place &block,
-                                              int slot, const fq_cuda_matrix &w)
-            : bf16_scales(w.scale_bf16 != 0),
-              has_zeros(ZEROS == zero_points::all || w.zeros != nullptr), groups(w, here(d.begin)),
-              matrix(w) {
-            const int index = (d.parted() ? slot : d.group + slot * block.first),
-                      warp = d.thread / 32 % 4;
-            const int pair = warp * 8 + d.lane / 4;
-
-            codes = d.codes_of(index) + warp * FQ_CUDA_QUARTER_BYTES(S::BITS) +
-                    lane_offset<S::BITS>(d.lane);
-            scales = d.scales_of(index) + pair * 4;
-            zeros = d.zeros_of(index) + pair * 2;
-            if (!S::DIRECT) { /* up to 16 rows registers are for other things: here() */
-                kept(codes);
-                kept(scales);
-                if (!SYMMETRIC)
-                    kept(zeros);
-            }
-        }
-
-        /* Which of the stage's groups a segment of a tile of it belongs to. */
-        template <int SEGMENTS, scaling KIND>
-        __device__ __forceinline__ int slot_of(int tile, int segment) const {
-            return has_groups<KIND>()
-                       ? tile * SEGMENTS + segment
-                       : groups.slot(tile * FQ_CUDA_STEPS + segment * (FQ_CUDA_STEPS / SEGMENTS));
-        }
-        /* Of such a group; the stage starts `stage` bytes behind the first. */
-        __device__ __forceinline__ zero_terms load_zeros(uint32_t stage, int slot) const {
-            uint32_t pair;
-
-            if (SYMMETRIC)
-                return codes_of::middle_zeros();
-            /* of a pair one may have none: no branch, which would part the loop */
-            pair = lds_16(zeros + stage + slot * FQ_CUDA_ZERO_BYTES);
-            return codes_of::unpack_zeros(has_zeros ? pair : 0x101u << (S::BITS - 1));
-        }
-        __device__ __forceinline__ uint32_t load_scales(uint32_t stage, int slot) const {
-            return lds_32(scales + stage + slot * FQ_CUDA_SCALE_BYTES);
-        }
-        template <scaling KIND> __device__ __forceinline__ float2 unpack(uint32_t loaded) const {
-            return unpack_scales(loaded, KIND != scaling::any ? !T::is_f16 : bf16_scales);
-        }
-        __device__ __forceinline__ lane_codes<S::BITS> load_codes(uint32_t stage, int tile) const {
-            return ::load_codes<S::BITS>(codes + stage + tile * FQ_CUDA_TILE_BYTES(S::BITS));
-        }
-    };
-
-    /* A walk over the stages that this warpgroup has of a block: of a parted one, of its third. */
-    struct walk {
-        int left; /* tiles, the stage's counted; none or fewer: the stage is empty */
-        int stop; /* what is left behind the last stage */
-        int rest; /* where thirds are summed in order: tiles of those that follow */
-        ring_place place;
-
-        __device__ __forceinline__ walk(const decode_cta<S> &d, const ring_place &from)
-            : left(d.end - d.begin), stop(0), rest(0), place(from) {
-            if (d.parted()) {
-                left = min(left - d.group * d.launch.third, d.launch.third);
-                stop = left - d.launch.turns * d.tiles;
-            }
-            if (S::IN_ORDER)
-                begin_third(d, left);
-        }
-        __device__ __forceinline__ bool goes_on() const {
-            return left > stop;
-        }
-        /* Of the stage. */
-        __device__ __forceinline__ int tiles(const decode_cta<S> &d) const {
-            return min(d.tiles, left);
-        }
-        /* True where a third has ended and another one begins. */
-        __device__ __forceinline__ bool next(const decode_cta<S> &d) {
-            left -= d.tiles;
-            place.next(d.stages_apart());
-            if (!S::IN_ORDER || left > 0 || rest == 0)
-                return false;
-            begin_third(d, rest);
-            return true;
-        }
-
-      private:
-        __device__ __forceinline__ void begin_third(const decode_cta<S> &d, int all) {
-            left = min(all, d.launch.third);
-            rest = all - left;
-        }
-    };
-
-    /* Past a stage; what is known of the strips goes along. */
-    template <int SLOTS, scaling KIND>
-    __device__ __forceinline__ bool next(walk &at, slot_place (&strips)[SLOTS]) const {
-        const int tiles = S::IN_ORDER ? at.tiles(cta) : cta.tiles;
-
-#pragma unroll
-        for (int s = 0; s < SLOTS; s++)
-            if (!has_groups<KIND>())
-                strips[s].groups.advance(tiles * FQ_CUDA_STEPS);
-        return at.next(cta);
-    }
-
-    /* A strip's sums before its first tile. */
-    __device__ __forceinline__ void clear(strip_sums &sums) const {
-#pragma unroll
-        for (int j = 0; j < S::SUMS; j++)
-            sums[j] = 0;
-    }
-
-    /* Behind its last one. */
-    __device__ __forceinline__ void finish(strip_sums &sums) const {
-        if constexpr (fragment_factor<S::BITS, T> != 1) {
-#pragma unroll
-            for (int j = 0; j < S::SUMS; j++)
-                sums[j] *= fragment_factor<S::BITS, T>;
-        }
-    }
-
-    /* A third has ended, the n-th from 0 on: its sums are added to `all`. */
-    __device__ __forceinline__ void end_third(strip_sums &all, strip_sums &sums, int &n) const {
-#pragma unroll
-        for (int j = 0; j < S::SUMS; j++) {
-            all[j] = n == 0 ? sums[j] : all[j] + sums[j];
-            sums[j] = 0;
-        }
-        n++;
-    }
-    /* The same of the last one that has tiles: the sums become those of all.  If others have none,
-     * their zeros are added, too, for what that makes of -0. */
-    __device__ __forceinline__ void end_thirds(const strip_sums &all, strip_sums &sums,
-                                               int n) const {
-#pragma unroll
-        for (int j = 0; j < S::SUMS; j++) {
-            sums[j] = n == 0 ? sums[j] : all[j] + sums[j];
-            sums[j] = n < FQ_CUDA_THIRDS - 1 ? sums[j] + 0.0f : sums[j];
-        }
-    }
+    using slot_place = typename base::slot_place;
+    using tile_weights = typename base::tile_weights;
+    using walk = typename base::walk;
+    template <int SEGMENTS, scaling KIND>
+    using loaded_tile = typename base::template loaded_tile<SEGMENTS, KIND>;
+    using base::clear;
+    using base::cta;
+    using base::end_third;
+    using base::end_thirds;
+    using base::finish;
+    using base::release;
+    using base::skip;
+    using base::uniform;
+    using base::x_place;
+    /* int3 of up to 8 rows takes as long as its instructions do, and has registers to spare. */
+    static constexpr bool ISSUE_BOUND = LOOPS == loops::usual && S::BITS == 3 && S::N == 8;
 
     __device__ __forceinline__ void add_scaled(strip_sums &sums, const strip_sums &part,
                                                float2 scale) const {
@@ -259,76 +123,6 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
         }
     }
 
-    using tile_weights = uint32_t[FQ_CUDA_STEPS][4]; /* of a thread: the fragments of a tile */
-
-    /* A tile's codes and zero points, as they come from a stage. */
-    template <int SEGMENTS, scaling KIND> struct loaded_tile {
-        lane_codes<S::BITS> codes;
-        zero_terms zero[SEGMENTS];
-
-        __device__ __forceinline__ loaded_tile(const slot_place &from, uint32_t stage, int tile)
-            : codes(from.load_codes(stage, tile)) {
-#pragma unroll
-            for (int segment = 0; segment < SEGMENTS; segment++)
-                zero[segment] =
-                    from.load_zeros(stage, from.template slot_of<SEGMENTS, KIND>(tile, segment));
-        }
-        __device__ __forceinline__ void dequantize(tile_weights &to) const {
-#pragma unroll
-            for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                codes_of::fragment(to[step], codes, step, zero[step * SEGMENTS / FQ_CUDA_STEPS]);
-        }
-    };
-    /* And its scales, a group to each step, that weights are multiplied by: times a pair of
-     * `factor`. */
-    struct loaded_weights {
-        loaded_tile<FQ_CUDA_STEPS, scaling::weights> loaded;
-        uint32_t scale[FQ_CUDA_STEPS];
-
-        __device__ __forceinline__ loaded_weights(const slot_place &from, uint32_t stage, int tile)
-            : loaded(from, stage, tile) {
-            load_scales<FQ_CUDA_STEPS, scaling::weights>(scale, from, stage, tile);
-        }
-        __device__ __forceinline__ void dequantize(tile_weights &to, uint32_t factor) const {
-            loaded.dequantize(to);
-#pragma unroll
-            for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                row_scales<T>(T::mul(scale[step], factor)).multiply(to[step]);
-        }
-    };
-
-    /* The scales of a tile's segments, as they lie in a stage. */
-    template <int SEGMENTS, scaling KIND>
-    static __device__ __forceinline__ void
-    load_scales(uint32_t (&to)[SEGMENTS], const slot_place &from, uint32_t stage, int tile) {
-#pragma unroll
-        for (int segment = 0; segment < SEGMENTS; segment++)
-            to[segment] =
-                from.load_scales(stage, from.template slot_of<SEGMENTS, KIND>(tile, segment));
-    }
-
-    /* Queues the products of a segment of a tile, the first of them to be added to `part`, or
-     * not. */
-    template <int SEGMENTS>
-    __device__ __forceinline__ void multiply(strip_sums &part, tile_weights &a, int segment,
-                                             uint32_t x_first, bool add) const {
-        constexpr int STEPS = FQ_CUDA_STEPS / SEGMENTS;
-
-        if (segment == 0)
-#pragma unroll
-            for (int step = 0; step < FQ_CUDA_STEPS; step++)
-                settle(a[step]);
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < STEPS; i++) {
-            const int step = segment * STEPS + i;
-
-            wgmma<S::N>::template mma<T>(
-                part, a[step], wgmma_descriptor(x_first + step * WGMMA_STEP), add || i > 0);
-        }
-        wgmma_commit();
-    }
-
     /* TILES tiles of a strip by wgmma, each waited for; of several the sums are scaled together. */
     template <int TILES, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_tiles_singly(strip_sums &sums, const slot_place &at,
@@ -348,12 +142,12 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
                     add_scaled(sums, parts[segment % 2], at.template unpack<KIND>(scale[segment]));
             };
 
-            load_scales<SEGMENTS, KIND>(scale, at, stage, of + t);
+            base::template load_scales<SEGMENTS, KIND>(scale, at, stage, of + t);
             loaded_tile<SEGMENTS, KIND>(at, stage, of + t).dequantize(a);
 #pragma unroll
             for (int segment = 0; segment < SEGMENTS; segment++) {
-                multiply<SEGMENTS>(parts[segment % 2], a, segment, x_first + t * (S::X_TILE / 16),
-                                   t > 0);
+                this->template multiply<SEGMENTS>(parts[segment % 2], a, segment,
+                                                  x_first + t * (S::X_TILE / 16), t > 0);
                 if (segment > 0) {
                     wgmma_wait<1>();
                     add(segment - 1);
@@ -433,7 +227,7 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
             sum_stage<SLOTS, SEGMENTS, KIND>(sums, at, stage, w.tiles(cta),
                                              ISSUE_BOUND ? x : x_place());
             release(cta.empty_of(w.place));
-            if (next<SLOTS, KIND>(w, at))
+            if (this->template next<SLOTS, KIND>(w, at))
                 end_third(all, sums[0], thirds);
         }
         if (S::IN_ORDER)
@@ -488,11 +282,12 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
                 const bool last = i == ITEMS - 1;
 
                 if (!WIDE || i < SLOTS)
-                    load_scales<SEGMENTS, KIND>(scale[i], at[i % SLOTS], stage, of + i / SLOTS);
+                    base::template load_scales<SEGMENTS, KIND>(scale[i], at[i % SLOTS], stage,
+                                                               of + i / SLOTS);
                 if (last) {
                     of += 2;
                     if (ends) {
-                        ends_third = next<SLOTS, KIND>(w, at);
+                        ends_third = this->template next<SLOTS, KIND>(w, at);
                         of = 0;
                         tiles = w.tiles(cta);
                         if (tiles > 0) {
@@ -508,8 +303,9 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
                 for (int segment = 0; segment < SEGMENTS; segment++) {
                     const int n = i * SEGMENTS + segment;
 
-                    multiply<SEGMENTS>(parts[WIDE ? i % SLOTS : n % 2], a[i % 2], segment,
-                                       x_here + i / SLOTS * (S::X_TILE / 16), WIDE && i >= SLOTS);
+                    this->template multiply<SEGMENTS>(
+                        parts[WIDE ? i % SLOTS : n % 2], a[i % 2], segment,
+                        x_here + i / SLOTS * (S::X_TILE / 16), WIDE && i >= SLOTS);
                     if (n > 0) {
                         wgmma_wait<1>();
                         add(n - 1);
@@ -537,144 +333,6 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
         skip(w);
     }
 
-    /* One tile of each strip, whose weights are scaled: a sum is one chain of products. */
-    template <int SLOTS>
-    __device__ __forceinline__ void
-    sum_tile_of_weights(strip_sums (&sums)[S::SLOTS], const slot_place (&at)[SLOTS],
-                        const uint32_t (&factors)[SLOTS], uint32_t stage, int of,
-                        uint32_t x_first) const {
-        tile_weights a[SLOTS];
-
-        x_first += stage + of / 2 * S::X_PAIR + of % 2 * 128;
-#pragma unroll
-        for (int s = 0; s < SLOTS; s++)
-            loaded_weights(at[s], stage, of).dequantize(a[s], factors[s]);
-#pragma unroll
-        for (int step = 0; step < FQ_CUDA_STEPS; step += 2)
-#pragma unroll
-            for (int j = 0; j < S::N / 8; j++) {
-                uint32_t x[4]; /* two steps */
-
-                ldmatrix_x4(x, x_first + j * 8 * S::X_PITCH + step * 32);
-#pragma unroll
-                for (int s = 0; s < SLOTS; s++) {
-                    float(&sum)[4] = reinterpret_cast<float(&)[4]>(sums[s][j * 4]);
-
-                    T::mma(sum, a[s][step], x[0], x[1]);
-                    T::mma(sum, a[s][step + 1], x[2], x[3]);
-                }
-            }
-    }
-
-    /* The tiles of a walk, weights scaled, by mma.sync.  Whether the next stage is there is asked
-     * when one begins: see sum_tiles(). */
-    template <int SLOTS>
-    __device__ __forceinline__ void
-    sum_weights_directly(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                         const uint32_t (&factors)[SLOTS], walk &w) const {
-        bool there = false;
-
-        while (w.goes_on()) {
-            const uint32_t stage = w.place.stage * cta.stage_bytes, x = x_place();
-            const int tiles = w.tiles(cta);
-            ring_place following = w.place;
-            int of = 0;
-
-            if (!there)
-                mbarrier_wait(cta.full_of(w.place), w.place.parity);
-            following.next(cta.stages_apart());
-            there = mbarrier_is_over(cta.full_of(following), following.parity);
-            for (; of + 2 <= tiles; of += 2)
-#pragma unroll
-                for (int more = 0; more < 2; more++)
-                    sum_tile_of_weights(sums, at, factors, stage, of + more, x);
-            if (of < tiles)
-                sum_tile_of_weights(sums, at, factors, stage, of, x);
-            release(cta.empty_of(w.place));
-            w.next(cta);
-        }
-    }
-
-    /* The same by wgmma.  While the tensor cores are at one tile of a strip, the next one is
-     * dequantized. */
-    template <int SLOTS>
-    __device__ __forceinline__ void
-    sum_weights_ahead(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                      const uint32_t (&factors)[SLOTS], walk &w) const {
-        constexpr int ITEMS = 2; /* of a round: two tiles, or one of two strips */
-        const uint32_t x = x_place();
-        uint32_t stage = w.place.stage * cta.stage_bytes;
-        int of = 0, tiles = w.tiles(cta); /* of the stage; none: of the walk */
-        tile_weights a[ITEMS];
-        strip_sums all; /* as in sum_tiles() */
-        int thirds = 0;
-
-        if (tiles > 0) {
-            mbarrier_wait(cta.full_of(w.place), w.place.parity);
-            loaded_weights(at[0], stage, 0).dequantize(a[0], factors[0]);
-        }
-        while (tiles > 0) {
-#pragma unroll
-            for (int i = 0; i < ITEMS; i++) {
-                const int slot = i % SLOTS, following = (i + 1) % SLOTS;
-                const uint32_t x_here = uniform(x + stage / 16 + of * (S::X_TILE / 16));
-                const uint32_t empty = cta.empty_of(w.place);
-                bool ends_stage = false, ends_third = false;
-
-                if (SLOTS == 1 && i > 0 && tiles <= 0)
-                    break;
-                if (following == 0) { /* another tile */
-                    ends_stage = ++of == tiles;
-                    if (ends_stage) {
-                        ends_third = next<SLOTS, scaling::weights>(w, at);
-                        of = 0;
-                        tiles = w.tiles(cta);
-                    }
-                }
-                multiply<1>(sums[slot], a[i], 0, x_here, true);
-                if (ends_stage && tiles > 0) {
-                    stage = w.place.stage * cta.stage_bytes;
-                    mbarrier_wait(cta.full_of(w.place), w.place.parity);
-                }
-                if (tiles > 0)
-                    loaded_weights(at[following], stage, of)
-                        .dequantize(a[1 - i], factors[following]);
-                wgmma_wait<0>();
-                settle(sums[slot]);
-                if (ends_stage)
-                    release(empty);
-                if (ends_third)
-                    end_third(all, sums[0], thirds);
-            }
-        }
-        if (S::IN_ORDER)
-            end_thirds(all, sums[0], thirds);
-        skip(w);
-    }
-
-    /* A walk whose weights are scaled. */
-    template <int SLOTS>
-    __device__ __forceinline__ void sum_weights(strip_sums (&sums)[S::SLOTS],
-                                                slot_place (&at)[SLOTS], walk &w) const {
-        float factor[SLOTS];
-        uint32_t factors[SLOTS]; /* twice each, of T */
-
-#pragma unroll
-        for (int s = 0; s < SLOTS; s++) {
-            factor[s] = scale_factor<T>(at[s].matrix);
-            factors[s] = T::pack(factor[s], factor[s]);
-        }
-        if constexpr (S::DIRECT)
-            sum_weights_directly(sums, at, factors, w);
-        else
-            sum_weights_ahead(sums, at, factors, w);
-#pragma unroll
-        for (int s = 0; s < SLOTS; s++)
-#pragma unroll
-            for (int j = 0; j < S::SUMS; j++)
-                sums[s][j] *= 1.0f / factor[s];
-    }
-
     template <int SLOTS, int SEGMENTS, scaling KIND>
     __device__ __forceinline__ void sum_block(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
                                               walk &w) const {
@@ -696,7 +354,7 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
         const scaling kind = static_cast<scaling>(cta.launch.scaling);
 
         if constexpr (LOOPS == loops::weights) {
-            sum_weights(sums, at, w);
+            this->sum_weights(sums, at, w);
         } else if constexpr (LOOPS == loops::usual) {
             if (kind == scaling::exact)
                 sum_block<SLOTS, 1, scaling::exact>(sums, at, w);
@@ -711,33 +369,6 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
         }
     }
 
-    /* The stages that are left are only let go: this warpgroup has no strip, or they are empty. */
-    __device__ __forceinline__ void skip(walk &w) const {
-        for (; w.goes_on(); w.next(cta)) {
-            mbarrier_wait(cta.full_of(w.place), w.place.parity);
-            release(cta.empty_of(w.place));
-        }
-    }
-
-    /* Where this thread takes X from, in the first stage. */
-    __device__ __forceinline__ uint32_t x_place() const {
-        const int lane = here(cta.lane);
-
-        return S::DIRECT ? cta.ring + lane % 8 * S::X_PITCH + lane / 8 * 16 : wgmma_tile(cta.ring);
-    }
-
-    /* By a warp that is done with a stage. */
-    __device__ __forceinline__ void release(uint32_t barrier) const {
-        __syncwarp();
-        if (arrives)
-            mbarrier_arrive(barrier);
-    }
-
-    /* v, which all lanes have alike, in a register that the compiler knows for that. */
-    static __device__ __forceinline__ uint32_t uniform(uint32_t v) {
-        return __shfl_sync(~0u, v, 0);
-    }
-
     /* True, but the compiler cannot tell: what depends on it is not put off past the next wait,
      * where it would no longer run beside the tensor cores. */
     static __device__ __forceinline__ bool not_known(int positive) {
@@ -746,9 +377,7 @@ template <class S, class T, zero_points ZEROS, loops LOOPS> class decode_summer 
     }
 
   public:
-    __device__ __forceinline__ explicit decode_summer(const decode_cta<S> &of)
-        : cta(of), arrives(of.lane < FQ_CUDA_WARP_ARRIVALS) {
-        kept(arrives); /* where it comes from takes long */
+    __device__ __forceinline__ explicit decode_summer(const decode_cta<S> &of) : base(of) {
     }
 
     /* This thread's sums of the strips that it has of a block, and nothing else of `sums`; place:
