@@ -148,13 +148,12 @@ template <class S, class T, zero_points ZEROS> class decode_consumer {
             sums[j] = 0;
     }
 
-    /* Behind its last one. */
-    __device__ __forceinline__ void finish(strip_sums &sums) const {
-        if constexpr (fragment_factor<S::BITS, T> != 1) {
+    /* A walk's sums, or a third's, times a power of two: before anything is added to them, so that
+     * they leave fp32's range, or do not, alike however a block is parted. */
+    static __device__ __forceinline__ void multiply_sums(strip_sums &sums, float by) {
 #pragma unroll
-            for (int j = 0; j < S::SUMS; j++)
-                sums[j] *= fragment_factor<S::BITS, T>;
-        }
+        for (int j = 0; j < S::SUMS; j++)
+            sums[j] = __fmul_rn(sums[j], by);
     }
 
     /* A third has ended, the n-th from 0 on: its sums are added to `all`. */

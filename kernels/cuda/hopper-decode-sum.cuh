@@ -27,7 +27,6 @@ class decode_summer : decode_weights_summer<S, T, ZEROS> {
     using base::cta;
     using base::end_third;
     using base::end_thirds;
-    using base::finish;
     using base::release;
     using base::skip;
     using base::uniform;
@@ -40,6 +39,18 @@ class decode_summer : decode_weights_summer<S, T, ZEROS> {
 #pragma unroll
         for (int j = 0; j < S::SUMS; j++)
             sums[j] = fmaf(part[j], j & 2 ? scale.y : scale.x, sums[j]);
+    }
+
+    /* Behind the last tile. */
+    static __device__ __forceinline__ void finish(strip_sums &sums) {
+        if constexpr (fragment_factor<S::BITS, T> != 1)
+            base::multiply_sums(sums, fragment_factor<S::BITS, T>);
+    }
+    /* Behind a third's that another one follows. */
+    __device__ __forceinline__ void finish_third(strip_sums &all, strip_sums &sums,
+                                                 int &thirds) const {
+        finish(sums);
+        end_third(all, sums, thirds);
     }
 
     /*
@@ -228,8 +239,11 @@ class decode_summer : decode_weights_summer<S, T, ZEROS> {
                                              ISSUE_BOUND ? x : x_place());
             release(cta.empty_of(w.place));
             if (this->template next<SLOTS, KIND>(w, at))
-                end_third(all, sums[0], thirds);
+                finish_third(all, sums[0], thirds);
         }
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++)
+            finish(sums[s]);
         if (S::IN_ORDER)
             end_thirds(all, sums[0], thirds);
     }
@@ -275,7 +289,7 @@ class decode_summer : decode_weights_summer<S, T, ZEROS> {
             };
 
             if (ends_third)
-                end_third(all, sums[0], thirds);
+                finish_third(all, sums[0], thirds);
             ends_third = false;
 #pragma unroll
             for (int i = 0; i < ITEMS; i++) {
@@ -322,12 +336,15 @@ class decode_summer : decode_weights_summer<S, T, ZEROS> {
             }
         }
         if (ends_third) /* and one tile follows */
-            end_third(all, sums[0], thirds);
+            finish_third(all, sums[0], thirds);
         if (of < tiles) { /* the last one */
             sum_together<SLOTS, 1, SEGMENTS, KIND>(sums, at, stage, of, x);
             release(cta.empty_of(w.place));
             w.next(cta);
         }
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++)
+            finish(sums[s]);
         if (S::IN_ORDER)
             end_thirds(all, sums[0], thirds);
         skip(w);
@@ -407,8 +424,6 @@ class decode_summer : decode_weights_summer<S, T, ZEROS> {
                 clear(sums[0]);
                 clear(sums[1]);
                 sum_block<2>(sums, at, w);
-                finish(sums[0]);
-                finish(sums[1]);
                 place = w.place;
                 return;
             }
@@ -417,7 +432,6 @@ class decode_summer : decode_weights_summer<S, T, ZEROS> {
 
         clear(sums[0]);
         sum_block<1>(sums, at, w);
-        finish(sums[0]);
         place = w.place;
     }
 };

@@ -24,7 +24,7 @@ class decode_weights_summer : protected decode_consumer<S, T, ZEROS> {
     using base::cta;
     using base::end_third;
     using base::end_thirds;
-    using base::finish;
+    using base::multiply_sums;
     using base::release;
     using base::skip;
     using base::uniform;
@@ -107,11 +107,11 @@ class decode_weights_summer : protected decode_consumer<S, T, ZEROS> {
     }
 
     /* The same by wgmma.  While the tensor cores are at one tile of a strip, the next one is
-     * dequantized. */
+     * dequantized.  rest: what sums are to be multiplied by. */
     template <int SLOTS>
     __device__ __forceinline__ void
     sum_weights_ahead(strip_sums (&sums)[S::SLOTS], slot_place (&at)[SLOTS],
-                      const uint32_t (&factors)[SLOTS], walk &w) const {
+                      const uint32_t (&factors)[SLOTS], const float (&rest)[SLOTS], walk &w) const {
         constexpr int ITEMS = 2; /* of a round: two tiles, or one of two strips */
         const uint32_t x = x_place();
         uint32_t stage = w.place.stage * cta.stage_bytes;
@@ -154,10 +154,15 @@ class decode_weights_summer : protected decode_consumer<S, T, ZEROS> {
                 settle(sums[slot]);
                 if (ends_stage)
                     release(empty);
-                if (ends_third)
+                if (ends_third) {
+                    multiply_sums(sums[0], rest[0]);
                     end_third(all, sums[0], thirds);
+                }
             }
         }
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++)
+            multiply_sums(sums[s], rest[s]);
         if (S::IN_ORDER)
             end_thirds(all, sums[0], thirds);
         skip(w);
@@ -167,23 +172,25 @@ class decode_weights_summer : protected decode_consumer<S, T, ZEROS> {
     template <int SLOTS>
     __device__ __forceinline__ void sum_weights(strip_sums (&sums)[S::SLOTS],
                                                 slot_place (&at)[SLOTS], walk &w) const {
-        float factor[SLOTS];
-        uint32_t factors[SLOTS]; /* twice each, of T */
+        uint32_t factors[SLOTS]; /* twice each, of T: what scales are multiplied by */
+        float rest[SLOTS];
 
 #pragma unroll
         for (int s = 0; s < SLOTS; s++) {
-            factor[s] = scale_factor<T>(at[s].matrix);
-            factors[s] = T::pack(factor[s], factor[s]);
+            const float factor = scale_factor<T>(at[s].matrix);
+            const float by = factor * fragment_factor<S::BITS, T>;
+
+            factors[s] = T::pack(by, by);
+            rest[s] = 1.0f / factor;
         }
-        if constexpr (S::DIRECT)
+        if constexpr (S::DIRECT) {
             sum_weights_directly(sums, at, factors, w);
-        else
-            sum_weights_ahead(sums, at, factors, w);
 #pragma unroll
-        for (int s = 0; s < SLOTS; s++)
-#pragma unroll
-            for (int j = 0; j < S::SUMS; j++)
-                sums[s][j] *= 1.0f / factor[s];
+            for (int s = 0; s < SLOTS; s++)
+                multiply_sums(sums[s], rest[s]);
+        } else {
+            sum_weights_ahead(sums, at, factors, rest, w);
+        }
     }
 };
 
