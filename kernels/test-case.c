@@ -228,7 +228,8 @@ void instance_init(struct instance *instance, struct fq_backend *backend,
         problem_init(&instance->gate, backend, gate_shape(shape, &gate));
     plane_init(&instance->x, backend, shape->kind, shape->type, shape->m, shape->k, shape->x_gap,
                shape->x_aligned);
-    plane_fill(&instance->x, ldexp(2 / sqrt((double)shape->k + 16), -shape->scale_log2),
+    plane_fill(&instance->x,
+               ldexp(2 / sqrt((double)shape->k + 16), shape->x_log2 - shape->scale_log2),
                shape->outliers);
     if (shape->bias_type)
         vector_init(instance, &instance->bias);
@@ -457,17 +458,17 @@ void instance_check(const struct instance *instance, const struct plane *y) {
 void shape_print(uint64_t seed, const struct shape *shape) {
     static const char *const residuals[] = {"none", "apart", "in place"};
 
-    print_error("seed %" PRIu64 ": n %" PRId64 " k %" PRId64 " m %" PRId64 " bits %d group %" PRId64
-                " scales %s times 2^%d zeros %d type %s bias %s activation %s outliers %d "
-                "row pointers %d "
-                "gaps %" PRId64 " %" PRId64 " X aligned %d memory %d gate group %" PRId64
-                " scales %s zeros %d bias %d residual %s\n",
-                seed, shape->n, shape->k, shape->m, shape->bits, shape->group,
-                fq_dtype_name(shape->scale_type), shape->scale_log2, shape->zeros,
-                fq_dtype_name(shape->type),
-                shape->bias_type ? fq_dtype_name(shape->bias_type) : "none",
-                fq_activation_name(shape->activation), shape->outliers, shape->row_pointers,
-                shape->x_gap, shape->y_gap, shape->x_aligned, shape->kind, shape->gate_group,
-                fq_dtype_name(shape->gate_scale_type), shape->gate_zeros, shape->gate_bias,
-                residuals[shape->residual]);
+    print_error(
+        "seed %" PRIu64 ": n %" PRId64 " k %" PRId64 " m %" PRId64 " bits %d group %" PRId64
+        " scales %s times 2^%d X times 2^%d zeros %d type %s bias %s activation %s outliers %d "
+        "row pointers %d "
+        "gaps %" PRId64 " %" PRId64 " X aligned %d memory %d gate group %" PRId64
+        " scales %s zeros %d bias %d residual %s\n",
+        seed, shape->n, shape->k, shape->m, shape->bits, shape->group,
+        fq_dtype_name(shape->scale_type), shape->scale_log2, shape->x_log2, shape->zeros,
+        fq_dtype_name(shape->type), shape->bias_type ? fq_dtype_name(shape->bias_type) : "none",
+        fq_activation_name(shape->activation), shape->outliers, shape->row_pointers, shape->x_gap,
+        shape->y_gap, shape->x_aligned, shape->kind, shape->gate_group,
+        fq_dtype_name(shape->gate_scale_type), shape->gate_zeros, shape->gate_bias,
+        residuals[shape->residual]);
 }

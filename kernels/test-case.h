@@ -25,6 +25,7 @@ struct shape {
     enum fq_dtype bias_type; /* 0: no bias */
     bool zeros, outliers, row_pointers;
     int scale_log2;       /* scales are so many powers of two larger, and X smaller */
+    int x_log2;           /* X is so many powers of two larger */
     int64_t x_gap, y_gap; /* elements that the strides are larger than needed */
     bool x_aligned;       /* X's rows begin on 16 bytes */
     bool y_aligned;       /* the same of Y */

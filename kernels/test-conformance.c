@@ -286,6 +286,28 @@ static void rows_do_not_depend_on_their_company(void **context) {
         shape.x_aligned = i % 4 < 3;
         check_invariance(backend, &shape);
     }
+    /* results around the largest number of fp32, where many a third of K's sum is larger and all of
+     * it is not, two strips a worker as above: infinite alike in any company */
+    for (size_t i = 0; info.device_memory && i < COUNT(all_bits) * 4; i++) {
+        struct shape shape = {.bits = all_bits[i % COUNT(all_bits)], .scale_type = FQ_BF16};
+        const size_t round = i / COUNT(all_bits);
+
+        draw(&shape, &info);
+        shape.type = FQ_BF16;
+        shape.m = FQ_DECODE_ROWS;
+        shape.n = 4300;
+        shape.k = 3200;
+        shape.group = round % 2 ? 64 : 16;
+        shape.scale_log2 = round / 2 ? 100 : 10;
+        shape.x_log2 = 129;
+        shape.outliers = false;
+        shape.activation = FQ_ACTIVATION_NONE;
+        shape.bias_type = 0;
+        shape.residual = RESIDUAL_NONE;
+        shape.gate_group = 0;
+        shape.row_pointers = true;
+        check_invariance(backend, &shape);
+    }
     fq_backend_free(backend);
 }
 
