@@ -8,7 +8,7 @@
 # Says PASS or FAIL for each, then "N passed, N failed"; exits 1 if one failed.
 # A test that skips has failed here: this machine is supposed to have a GPU.
 # The long ones, which wait for the host most of the time, run side by side at the end: all of
-# it took nine and a half minutes on 16 processors.
+# it took 9 min 17 s on 16 processors.
 set -u
 cd "$(dirname "$0")" || exit 2
 logs=${1:-logs}
